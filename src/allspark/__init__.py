@@ -1,0 +1,3 @@
+"""AllSpark: semi-supervised semantic segmentation."""
+
+__version__ = "0.1.0"

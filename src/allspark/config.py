@@ -1,0 +1,172 @@
+"""The configuration: every field typed, with its meaning and unit. One file says all; nothing is inherited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _off(value: Any) -> Any:
+    """YAML reads a bare ``off`` as False."""
+    return "off" if value is False else value
+
+
+def _pair(value: Any) -> Any:
+    """A single number stands for a square."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Size = Annotated[
+    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+    BeforeValidator(_pair),
+]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images are and how they are read."""
+
+    source: Literal["folder", "voc", "synthetic"] = Field(
+        "folder", description="layout of the data set: folder (images/ + masks/ + classes.txt), voc or synthetic"
+    )
+    root: Path | None = Field(None, description="folder of the data set; --data sets it")
+    split: str | None = Field(
+        None, description="name of a partition under ROOT/splits, as `allspark split` writes it; null: the whole set"
+    )
+    labeled: Path | None = Field(
+        None, description="list of the labelled images, one a line (`ID` or `IMAGE MASK`); overrides split"
+    )
+    unlabeled: Path | None = Field(
+        None, description="list of the unlabelled images; null: all training images that are not labelled"
+    )
+    val: Path | None = Field(None, description="list of the validation images; null: the data set's own")
+    crop: Size = Field((513, 513), description="training crop, height and width [pixels]; one number for a square")
+    batch_labeled: Positive = Field(2, description="labelled crops a step [images]")
+    batch_unlabeled: Positive = Field(2, description="unlabelled crops a step [images]")
+    workers: int = Field(2, ge=0, description="processes that read images; 0 reads in the main process")
+    on_bad_image: Literal["stop", "skip"] = Field(
+        "stop", description="what an unreadable image does in training: stop names it and ends, skip takes the next"
+    )
+    max_pixels: Positive = Field(
+        178_956_970, description="largest image that is decoded [pixels]; larger ones are refused"
+    )
+
+
+class ViewConfig(Section):
+    """Random crops of training images. Geometry is joint for image and mask."""
+
+    scale: tuple[float, float] = Field(
+        (0.5, 2.0), description="random resize, factor of the longer side [lowest, highest]"
+    )
+    flip: Probability = Field(0.5, description="probability of a horizontal flip")
+    jitter: tuple[float, float, float, float] = Field(
+        (0.5, 0.5, 0.5, 0.25), description="labelled images: brightness, contrast, saturation, hue strength"
+    )
+    jitter_p: Probability = Field(0.8, description="labelled images: probability of colour jitter")
+    grey_p: Probability = Field(0.2, description="labelled images: probability of greyscale")
+    blur_sigma: tuple[float, float] = Field(
+        (0.1, 2.0), description="labelled images: Gaussian blur [lowest, highest sigma in pixels]"
+    )
+    blur_p: Probability = Field(0.5, description="labelled images: probability of blur")
+    supervise_padding: bool = Field(
+        False, description="train unlabelled crops on their padding too, as the published code does"
+    )
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    encoder: str = Field(
+        "mit-b5", description="mit-b0 .. mit-b5, a transformers hub name or local folder, or a model type (swin, ...)"
+    )
+    encoder_config: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the encoder's transformers configuration to change"
+    )
+    pretrained: str = Field(
+        "hub", description="encoder weights: hub, none, a transformers folder, or an NVlabs .pth file"
+    )
+    drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
+    decoder_channels: Positive | None = Field(
+        None, description="width of the head [channels]; null: 256 for encoders up to mit-b1's size, else 768"
+    )
+    decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
+    bottleneck_heads: Positive = Field(2, description="heads of the channel attention (method allspark)")
+    bottleneck_dropout: Probability = Field(0.1, description="dropout of attention and projections (method allspark)")
+
+
+class MethodConfig(Section):
+    """How labelled and unlabelled images are learned from."""
+
+    name: Literal["supervised", "pseudo-label", "allspark"] = Field("allspark", description="the training method")
+    memory: bool = Field(
+        True, description="allspark: attend to the semantic memory; off: to the unlabelled images of the batch only"
+    )
+    grouping: Annotated[Literal["class-scores", "paper", "off"], BeforeValidator(_off)] = Field(
+        "class-scores",
+        description="allspark: how channels find their class: class-scores (published code), paper, or off (no classes)",
+    )
+    warmup_epochs: float = Field(5, ge=0, description="allspark: epochs before the memory is read [epochs]")
+
+
+class OptimConfig(Section):
+    """SGD with the poly schedule lr (1 - step / steps)^power."""
+
+    lr: float = Field(0.001, gt=0, description="initial learning rate of the encoder")
+    head_multiplier: float = Field(10, gt=0, description="learning rate of all other layers, as a multiple of lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="L2 penalty")
+    power: float = Field(0.9, ge=0, description="exponent of the poly schedule")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no clipping")
+    accumulate: Positive = Field(1, description="micro-batches added up for one weight update")
+
+
+class TrainConfig(Section):
+    """Length, precision and record of a run."""
+
+    epochs: float = Field(80, gt=0, description="length of training [passes over the unlabelled images]")
+    steps_per_epoch: Positive | None = Field(
+        None, description="weight updates an epoch; null: one pass over the unlabelled (else the labelled) images"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="arithmetic of the network: fp32, mixed bf16 or fp16, or fp64 (exactness tests)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
+    log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
+    eval_every: Positive = Field(1, description="epochs between two validations [epochs]")
+    checkpoint_every: Positive = Field(
+        500, description="steps between two checkpoints; epochs end with one too [steps]"
+    )
+
+
+class EvalConfig(Section):
+    """How whole images are predicted: in validation, `eval` and `predict`."""
+
+    mode: Literal["whole", "window"] = Field("whole", description="whole image at once, or sliding window")
+    window: Size = Field((801, 801), description="sliding window, height and width [pixels]")
+    stride: Annotated[float, Field(gt=0, le=1)] = Field(
+        2 / 3, description="distance of two windows, as a fraction of the window"
+    )
+    batch: Positive = Field(4, description="windows (or images of equal size) computed at once")
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="arithmetic of the network")
+
+
+class Config(Section):
+    """The complete configuration of a run."""
+
+    seed: int = Field(0, ge=0, description="seed of weights, sampling, views and dropout")
+    data: DataConfig = DataConfig()
+    views: ViewConfig = ViewConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()

@@ -1,0 +1,1 @@
+"""Data sets on disk, and how training sees them."""

@@ -1,0 +1,66 @@
+"""What every data set is to the rest of the program: samples, classes and colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from allspark.types import IGNORE
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image. ``id`` is unique in its data set and names results; ``mask`` is None where no label exists."""
+
+    id: str
+    image: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on disk, opened: nothing is decoded yet.
+
+    Attributes:
+        root: folder of the data set.
+        classes: class names; the position is the class id.
+        palette: one RGB colour a class, to write and to show masks.
+        labeled: training images with a mask.
+        unlabeled: training images used without a mask (``Sample.mask`` may be set, it is never read in training).
+        val: validation images with a mask.
+        rgb_masks: masks are RGB pictures that are coded by ``palette``.
+        ignore: mask value (or, for RGB masks, colours outside the palette) that does not count.
+        notes: one line for each decision the user should know of (for example a held-out validation part).
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    palette: tuple[RGB, ...]
+    labeled: tuple[Sample, ...] = ()
+    unlabeled: tuple[Sample, ...] = ()
+    val: tuple[Sample, ...] = ()
+    rgb_masks: bool = False
+    ignore: int = IGNORE
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes (the ignore value is not one)."""
+        return len(self.classes)
+
+
+def default_palette(count: int) -> tuple[RGB, ...]:
+    """The colour map of PASCAL VOC: distinct colours for up to 256 ids, id 0 black."""
+    colours = []
+    for index in range(count):
+        r = g = b = 0
+        rest = index
+        for shift in range(7, -1, -1):
+            r |= (rest & 1) << shift
+            g |= (rest >> 1 & 1) << shift
+            b |= (rest >> 2 & 1) << shift
+            rest >>= 3
+        colours.append((r, g, b))
+    return tuple(colours)

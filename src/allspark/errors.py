@@ -1,0 +1,17 @@
+"""The errors that a user can cause. The command line prints them as one line and exits with 2."""
+
+
+class UserError(ValueError):
+    """Something in the user's input is wrong: the message names the value, what was expected and the fix."""
+
+
+class ConfigError(UserError):
+    """A configuration file, a recipe or an override is wrong."""
+
+
+class DataError(UserError):
+    """An image, a mask, a list or a folder is missing or wrong."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or weight file is missing, damaged or does not fit."""

@@ -1,0 +1,1 @@
+"""One complete configuration a data set."""
