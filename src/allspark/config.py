@@ -112,7 +112,7 @@ class MethodConfig(Section):
     )
     grouping: Annotated[Literal["class-scores", "paper", "off"], BeforeValidator(_off)] = Field(
         "class-scores",
-        description="allspark: how channels find their class: class-scores (published code), paper, or off (no classes)",
+        description="allspark: how channels find their class: class-scores (as published code), paper, or off",
     )
     warmup_epochs: float = Field(5, ge=0, description="allspark: epochs before the memory is read [epochs]")
 
@@ -142,9 +142,7 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
     log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
     eval_every: Positive = Field(1, description="epochs between two validations [epochs]")
-    checkpoint_every: Positive = Field(
-        500, description="steps between two checkpoints; epochs end with one too [steps]"
-    )
+    checkpoint_every: Positive = Field(500, description="steps between checkpoints, beside each epoch's end [steps]")
 
 
 class EvalConfig(Section):
