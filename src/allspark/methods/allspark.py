@@ -1,0 +1,42 @@
+"""AllSpark (Wang, Zhang, Li, Li, CVPR 2024): labelled features are reborn from unlabelled ones."""
+
+from __future__ import annotations
+
+import torch
+
+from allspark.config import Config
+from allspark.methods.base import Method, eval_logits, hard_labels
+from allspark.methods.losses import cross_entropy
+from allspark.types import Guide, Progress, StepOutput, TrainBatch
+
+
+class AllSpark(Method):
+    """Pseudo-labels as usual; the labelled features pass a bottleneck that rebuilds them from unlabelled ones."""
+
+    def __init__(self, config: Config, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        self.warmup_epochs = config.method.warmup_epochs
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step: scores of the unlabelled crops guide the bottleneck and supervise them; see section 3.1."""
+        labeled, unlabeled = batch.labeled, batch.unlabeled
+        assert unlabeled is not None
+        scores = eval_logits(self.segmenter, unlabeled.image)  # (u, k, H, W)
+        pseudo_labels = hard_labels(scores, unlabeled)  # (u, H, W)
+
+        guide = Guide(
+            num_labeled=len(labeled.image),
+            class_scores=scores,
+            read_memory=progress.step >= self.warmup_epochs * progress.steps_per_epoch,
+        )
+        logits = self.segmenter(torch.cat([labeled.image, unlabeled.image]), guide)  # (l + u, k, H, W)
+        logits_l, logits_u = logits.tensor_split([guide.num_labeled])
+
+        loss_l = cross_entropy(logits_l, labeled.mask)
+        loss_u = cross_entropy(logits_u, pseudo_labels)
+        loss = (loss_l + loss_u) / 2
+        metrics = {"loss_labeled": loss_l.detach(), "loss_unlabeled": loss_u.detach()}
+        bottleneck = self.segmenter.bottleneck
+        if bottleneck is not None and bottleneck.memory is not None:
+            metrics["memory_fill"] = bottleneck.memory.fill.mean()
+        return StepOutput(loss, metrics)

@@ -1,0 +1,56 @@
+"""What a training method is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from allspark.config import Config
+from allspark.models.segmenter import Segmenter, build_segmenter
+from allspark.types import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
+
+
+class Method(nn.Module):
+    """One way to learn from labelled and unlabelled images. Its forward pass is one training step.
+
+    The training loop knows no method by name: it calls ``forward``, minimises the loss, and calls ``after_step``.
+    State that outlives a step is a parameter or a named buffer, so that it is in every checkpoint.
+
+    Attributes:
+        segmenter: the network that is evaluated, saved and exported.
+        wants_unlabeled: False for methods that learn from labels alone.
+    """
+
+    wants_unlabeled: ClassVar[bool] = True
+
+    def __init__(self, config: Config, num_classes: int) -> None:
+        super().__init__()
+        self.segmenter: Segmenter = build_segmenter(config, num_classes)
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """Return the loss of one micro-batch."""
+        raise NotImplementedError(f"{type(self).__name__} must say what one training step is")
+
+    def after_step(self, progress: Progress) -> None:
+        """Follow a weight update, for example with a teacher's moving average."""
+
+
+@torch.no_grad()
+def eval_logits(segmenter: Segmenter, image: Tensor) -> Tensor:
+    """Logits (u, k, H, W) of an eval-mode pass that leaves the mode as it was.
+
+    (Not ``inference_mode``: its tensors could not be saved for backward as targets.)
+    """
+    training = segmenter.training
+    segmenter.eval()
+    logits: Tensor = segmenter(image)
+    segmenter.train(training)
+    return logits
+
+
+def hard_labels(logits: Tensor, batch: UnlabeledBatch) -> Tensor:
+    """Pseudo-labels (u, H, W): the best class of every pixel, no threshold; padding is ignored."""
+    labels = logits.argmax(1)
+    return labels if batch.valid is None else labels.masked_fill(~batch.valid, IGNORE)

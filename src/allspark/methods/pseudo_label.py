@@ -1,0 +1,30 @@
+"""Pseudo-labels: the network's own hard predictions are the labels of the unlabelled images.
+
+The paper's SemiBaseline: all of AllSpark's training, without its bottleneck.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from allspark.methods.base import Method, eval_logits, hard_labels
+from allspark.methods.losses import cross_entropy
+from allspark.types import Progress, StepOutput, TrainBatch
+
+
+class PseudoLabel(Method):
+    """Cross-entropy on labels and on hard pseudo-labels, in equal parts."""
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step: an eval-mode pass labels the unlabelled crops, one forward pass learns from all."""
+        labeled, unlabeled = batch.labeled, batch.unlabeled
+        assert unlabeled is not None
+        pseudo_labels = hard_labels(eval_logits(self.segmenter, unlabeled.image), unlabeled)  # (u, H, W)
+
+        logits = self.segmenter(torch.cat([labeled.image, unlabeled.image]))  # (l + u, k, H, W)
+        logits_l, logits_u = logits.tensor_split([len(labeled.image)])
+
+        loss_l = cross_entropy(logits_l, labeled.mask)
+        loss_u = cross_entropy(logits_u, pseudo_labels)
+        loss = (loss_l + loss_u) / 2
+        return StepOutput(loss, {"loss_labeled": loss_l.detach(), "loss_unlabeled": loss_u.detach()})

@@ -1,0 +1,282 @@
+"""AllSpark: labelled features reborn from unlabelled ones (Wang, Zhang, Li, Li, CVPR 2024).
+
+Read top to bottom: channel attention (section 3.2 of the paper), the semantic memory (3.3), channel grouping
+(3.4), and the bottleneck that joins them between encoder and decoder. Where the paper and the published
+implementation differ, this follows the implementation, from which the published results come;
+docs/paper-and-code.md lists every difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from allspark.errors import CheckpointError
+from allspark.models.attention import channel_attention
+from allspark.types import Guide
+
+Grouping = Literal["class-scores", "paper", "off"]
+Grid = tuple[int, int]
+
+
+class ChannelAttention(nn.Module):
+    """Attention between channels: the tokens of an image are the dimensions, its channels are the sequence.
+
+    Equation (3): softmax(psi(qᵀ k)) vᵀ, where psi is an instance norm over the whole score map, and q, k, v are
+    linear maps c -> heads x c without bias.
+
+    Args:
+        channels: c.
+        num_heads: the projections are ``num_heads`` times as wide as the input.
+        dropout: of the attention weights and of the output.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 2, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(channels, num_heads * channels, bias=False)
+        self.key = nn.Linear(channels, num_heads * channels, bias=False)
+        self.value = nn.Linear(channels, num_heads * channels, bias=False)
+        self.out = nn.Linear(num_heads * channels, channels, bias=False)
+
+    def within_heads(self, tokens: Tensor) -> Tensor:
+        """Self-attention of unlabelled images, (u, n, c) -> (u, n, c): c x c scores in each head."""
+        q, k, v = (
+            layer(tokens).view(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2).flatten(0, 1)  # (u * heads, n, c)
+            for layer in (self.query, self.key, self.value)
+        )
+        attended = self._attend(q, k, v).reshape(len(tokens), self.num_heads, *tokens.shape[1:])  # (u, heads, n, c)
+        # Published weights split heads in blocks but join them channel by channel: (c, heads), not (heads, c).
+        return self._project(attended.permute(0, 2, 3, 1).flatten(2))
+
+    def across_heads(self, tokens: Tensor, source: Tensor | None = None) -> Tensor:
+        """Attention whose heads see each other's keys, (b, n, c) -> (b, n, c).
+
+        Args:
+            tokens: the images that ask, (b, n, c): heads x c query channels each.
+            source: what they are reborn from, (s, n, c): all its s x heads x c channels are keys for every image.
+                None: each image attends to its own channels (inference).
+        """
+        q = self.query(tokens)  # (b, n, heads * c)
+        k, v = (layer(tokens if source is None else source) for layer in (self.key, self.value))
+        if source is not None:
+            k, v = (x.transpose(0, 1).flatten(1).unsqueeze(0) for x in (k, v))  # (1, n, s * heads * c)
+        return self._project(self._attend(q, k, v))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return channel_attention(q, k, v, self.dropout if self.training else 0.0)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        return F.dropout(self.out(tokens), self.dropout, self.training)
+
+
+class SemanticMemory(nn.Module):
+    """First-in-first-out queues of unlabelled channels, one a class (section 3.3).
+
+    Every process writes the same channels in the same order, so that all hold the same memory.
+
+    Attributes:
+        channels: (k, slots, n), the remembered channels; slots = c.
+        written: (k,), how many channels each class ever received. The cursor is ``written % slots``.
+    """
+
+    channels: Tensor
+    written: Tensor
+
+    def __init__(self, num_classes: int, slots: int, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("channels", torch.randn(num_classes, slots, grid[0] * grid[1]))
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))
+
+    @property
+    def cursor(self) -> Tensor:
+        """(k,), the slot that the next channel of each class goes to."""
+        return self.written % self.channels.shape[1]
+
+    @property
+    def fill(self) -> Tensor:
+        """(k,), the filled share of each class's slots, 0 to 1."""
+        return self.written.clamp(max=self.channels.shape[1]) / self.channels.shape[1]
+
+    @torch.no_grad()
+    def write(self, tokens: Tensor, classes: Tensor | None, grid: Grid) -> None:
+        """Enqueue the channels of unlabelled images, image by image and channel by channel.
+
+        No loop over channels and no transfer to the host: a channel's slot is its class's cursor plus its rank
+        among the new channels of that class; where a class receives more than it has slots, the last one stays.
+
+        Args:
+            tokens: (u, n, c) on ``grid``.
+            classes: (u, c), the class of each channel; None: all classes form one queue.
+            grid: height and width of the token grid of ``tokens``.
+        """
+        new = _resample(tokens.transpose(1, 2), grid, self.grid).flatten(0, 1)  # (u * c, n)
+        num_classes, slots, _ = self.channels.shape
+        if classes is None:
+            rank = torch.arange(len(new), device=new.device)
+            slot = (self.written.sum() + rank) % (num_classes * slots)
+            per_class = torch.bincount(slot // slots, minlength=num_classes)
+        else:
+            member = F.one_hot(classes.flatten(), num_classes)  # (u * c, k)
+            rank = (member.cumsum(0) * member).sum(1) - 1
+            slot = (self.cursor[classes.flatten()] + rank) % slots + classes.flatten() * slots
+            per_class = member.sum(0)
+        order = torch.arange(len(new), device=new.device)
+        last = order.new_zeros(num_classes * slots).scatter_reduce(0, slot, order, "amax")
+        self.channels.view(-1, new.shape[1])[slot] = new[last[slot]].to(self.channels.dtype)
+        self.written += per_class
+
+    def read(self, grid: Grid) -> Tensor:
+        """The memory as tokens, (k, n, slots), resampled to the asked grid."""
+        return _resample(self.channels, self.grid, grid).transpose(1, 2)
+
+
+def group_channels(tokens: Tensor, class_scores: Tensor, grid: Grid, how: Grouping = "class-scores") -> Tensor:
+    """Assign each channel of an unlabelled image to the class whose score map it resembles most (section 3.4).
+
+    Args:
+        tokens: (u, n, c).
+        class_scores: (u, k, h', w'), logits at any resolution.
+        grid: height and width of the token grid.
+        how: ``class-scores`` as in the published code: raw logits, each class map and each channel L2-normalised
+            over tokens. ``paper``: probabilities, no L2 norm; the paper's instance norm of the similarity map
+            shifts and scales all classes alike, so the argmax does not need it.
+
+    Returns:
+        (u, c), class ids.
+    """
+    if how == "paper":
+        class_scores = class_scores.softmax(1)
+    maps = F.interpolate(class_scores.to(tokens.dtype), grid, mode="bilinear", align_corners=False).flatten(2)
+    if how == "class-scores":
+        maps, tokens = F.normalize(maps, dim=2), F.normalize(tokens, dim=1)
+    return (maps @ tokens).argmax(1)  # (u, k, c) -> (u, c)
+
+
+class AllSparkBottleneck(nn.Module):
+    """The paper's module: cross-attention in training, self-attention in inference (figure 3).
+
+    Args:
+        channels: c of the feature map.
+        num_classes: k, queues of the memory.
+        grid: (h, w) of the memory's token grid; other grids are resampled to and from it.
+        num_heads: width of the projections, in multiples of ``channels``.
+        dropout: of attention weights and projections.
+        memory: False: labelled images attend to the unlabelled ones of their batch only.
+        grouping: see :func:`group_channels`; ``off``: channels enter the memory without classes.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        grid: Grid,
+        num_heads: int = 2,
+        dropout: float = 0.1,
+        *,
+        memory: bool = True,
+        grouping: Grouping = "class-scores",
+    ) -> None:
+        super().__init__()
+        self.grouping: Grouping = grouping
+        self.project_in = nn.Conv2d(channels, channels, 1)
+        self.norm_in = nn.LayerNorm(channels, eps=1e-6)
+        self.labeled = ChannelAttention(channels, num_heads, dropout)
+        self.unlabeled = ChannelAttention(channels, num_heads, dropout)
+        self.memory = SemanticMemory(num_classes, channels, grid) if memory else None
+        self.norm_out = nn.LayerNorm(channels, eps=1e-6)
+        self.project_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, feature: Tensor, guide: Guide | None = None) -> Tensor:
+        """Let labelled features be reborn.
+
+        Args:
+            feature: (b, c, h, w); in training the labelled images come first.
+            guide: what training needs beside the features; None is inference, where each image attends to its
+                own channels and the memory is neither read nor written.
+
+        Returns:
+            (b, c, h, w).
+        """
+        grid = (feature.shape[2], feature.shape[3])
+        tokens = F.gelu(self.project_in(feature)).flatten(2).transpose(1, 2)  # (b, n, c)
+        normed = self.norm_in(tokens)
+        if guide is None:
+            attended = self.labeled.across_heads(normed)
+        else:
+            labeled, unlabeled = normed.tensor_split([guide.num_labeled])
+            source = self._source(unlabeled, guide, grid)
+            attended = torch.cat([self.labeled.across_heads(labeled, source), self.unlabeled.within_heads(unlabeled)])
+        tokens = self.norm_out(tokens + attended)
+        return F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
+
+    def _source(self, unlabeled: Tensor, guide: Guide, grid: Grid) -> Tensor:
+        """What labelled channels are reborn from, (s, n, c); the memory is written before it is read."""
+        if self.memory is None:
+            return unlabeled
+        with torch.no_grad():
+            off = self.grouping == "off"
+            classes = None if off else group_channels(unlabeled, guide.class_scores, grid, self.grouping)
+        self.memory.write(unlabeled, classes, grid)
+        return self.memory.read(grid) if guide.read_memory else unlabeled
+
+    @classmethod
+    def from_reference(cls, state: Mapping[str, Tensor], dropout: float = 0.1) -> AllSparkBottleneck:
+        """Build the module from tensors in the published layout; all sizes are inferred.
+
+        Args:
+            state: ``map_in.0.weight``, ``attn.q_u.weight``, ``attn.kv_queue`` and so on.
+            dropout: of attention weights and projections.
+
+        Raises:
+            CheckpointError: a tensor is missing or the memory's grid is not square.
+        """
+        try:
+            renamed = {ours: state[theirs] for ours, theirs in _PUBLISHED_NAMES.items()}
+        except KeyError as error:
+            raise CheckpointError(f"not a published AllSpark bottleneck: tensor {error} is missing") from error
+        num_classes, channels, tokens = renamed["memory.channels"].shape
+        side = round(tokens**0.5)
+        if side * side != tokens:
+            raise CheckpointError(f"the memory holds {tokens} tokens; the published layout has a square grid")
+        heads = renamed["labeled.query.weight"].shape[0] // channels
+        module = cls(channels, num_classes, (side, side), heads, dropout).to(renamed["memory.channels"].dtype)
+        module.load_state_dict(renamed)
+        return module
+
+
+_PUBLISHED_NAMES = {
+    "project_in.weight": "map_in.0.weight",
+    "project_in.bias": "map_in.0.bias",
+    "norm_in.weight": "attn_norm.weight",
+    "norm_in.bias": "attn_norm.bias",
+    "labeled.query.weight": "attn.q_l2u.weight",
+    "labeled.key.weight": "attn.k_l2u.weight",
+    "labeled.value.weight": "attn.v_l2u.weight",
+    "labeled.out.weight": "attn.out_l2u.weight",
+    "unlabeled.query.weight": "attn.q_u.weight",
+    "unlabeled.key.weight": "attn.k_u.weight",
+    "unlabeled.value.weight": "attn.v_u.weight",
+    "unlabeled.out.weight": "attn.out_u.weight",
+    "memory.channels": "attn.kv_queue",
+    "memory.written": "attn.queue_ptr",
+    "norm_out.weight": "encoder_norm.weight",
+    "norm_out.bias": "encoder_norm.bias",
+    "project_out.weight": "map_out.0.weight",
+    "project_out.bias": "map_out.0.bias",
+}
+
+
+def _resample(channels: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """Bring channels (b, c, n) from one token grid to another, bilinear."""
+    if grid == target:
+        return channels
+    return F.interpolate(
+        channels.reshape(*channels.shape[:2], *grid), target, mode="bilinear", align_corners=False
+    ).flatten(2)

@@ -1,0 +1,107 @@
+"""The network: encoder -> bottleneck on the last stage -> decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from allspark.config import Config
+from allspark.errors import CheckpointError
+from allspark.models.allspark import AllSparkBottleneck
+from allspark.models.decoders import SegformerHead
+from allspark.models.encoders import Encoder, build_encoder, published_encoder
+from allspark.types import Guide
+
+_LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
+
+
+class Segmenter(nn.Module):
+    """Labels every pixel.
+
+    Args:
+        encoder: feature maps of the image.
+        decoder: logits from feature maps.
+        bottleneck: AllSpark, between the last feature map and the decoder; None: a plain network.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: SegformerHead, bottleneck: AllSparkBottleneck | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes k."""
+        return self.decoder.classifier.out_channels
+
+    def forward(self, image: Tensor, guide: Guide | None = None) -> Tensor:
+        """Return logits (b, k, H, W) of normalised images (b, 3, H, W) of any size.
+
+        Args:
+            image: in training with a ``guide``, the labelled images come first.
+            guide: what the bottleneck needs in training; None is inference.
+        """
+        height, width = image.shape[2:]
+        *features, last = self.encoder(image)
+        if self.bottleneck is not None:
+            last = self.bottleneck(last, guide)
+        logits = self.decoder([*features, last])
+        padded = self.encoder.padded_size((height, width))
+        return F.interpolate(logits, padded, mode="bilinear", align_corners=False)[:, :, :height, :width]
+
+    @classmethod
+    def from_reference(cls, state: Mapping[str, Tensor], dropout: float = 0.1, drop_path: float = 0.1) -> Segmenter:
+        """Build the network from a published AllSpark checkpoint's tensors; all sizes are inferred.
+
+        Args:
+            state: ``backbone.*``, ``decoder.allspark.*``, ``decoder.decoder.*`` (see ``weights.read_foreign``).
+            dropout: of bottleneck and head.
+            drop_path: stochastic depth of the encoder.
+
+        Raises:
+            CheckpointError: a part is missing, or is not MiT + AllSpark + SegFormer head.
+        """
+        encoder = published_encoder(_part(state, "backbone."), drop_path)
+        bottleneck = AllSparkBottleneck.from_reference(_part(state, "decoder.allspark."), dropout)
+        decoder = SegformerHead.from_reference(_part(state, "decoder.decoder."), dropout)
+        return cls(encoder, decoder, bottleneck)
+
+
+def build_segmenter(config: Config, num_classes: int, load_weights: bool = True) -> Segmenter:
+    """Build the network that a configuration names.
+
+    Args:
+        config: ``model``, ``method`` and ``data.crop`` are read.
+        num_classes: k.
+        load_weights: False leaves out the encoder's pretrained weights, for a checkpoint that follows.
+
+    Raises:
+        ConfigError: the configuration does not fit the encoder.
+        CheckpointError: the encoder's weights cannot be had.
+    """
+    model = config.model
+    encoder = build_encoder(model, load_weights)
+    width = model.decoder_channels or (768 if sum(p.numel() for p in encoder.parameters()) > _LARGE else 256)
+    bottleneck = None
+    if config.method.name == "allspark":
+        bottleneck = AllSparkBottleneck(
+            encoder.channels[-1],
+            num_classes,
+            encoder.grid(config.data.crop),
+            model.bottleneck_heads,
+            model.bottleneck_dropout,
+            memory=config.method.memory,
+            grouping=config.method.grouping,
+        )
+    return Segmenter(encoder, SegformerHead(encoder.channels, width, num_classes, model.decoder_dropout), bottleneck)
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if not part:
+        found = sorted({name.split(".")[0] for name in state})
+        raise CheckpointError(f"not a published AllSpark checkpoint: no tensor {prefix}*, only {', '.join(found[:5])}")
+    return part
