@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch.nn.functional as F
+from huggingface_hub.constants import ENDPOINT
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PretrainedConfig, SegformerConfig, SegformerModel
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PretrainedConfig, SegformerConfig, SegformerModel
+from transformers.utils import logging as transformers_logging
 
 from allspark.config import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
@@ -26,6 +32,7 @@ MIT_PRESETS: dict[str, dict[str, Any]] = {
 """SegFormer's Mix Transformers (Xie et al. 2021, table 6); the other sizes are transformers' defaults."""
 
 _STAGES = 4
+_OTHER_SIZE = "{source}: does not fit the encoder: its tensors have other sizes; is model.encoder the right one?"
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -97,7 +104,7 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
         source = f"nvidia/{config.encoder}" if config.encoder in MIT_PRESETS else config.encoder
     if isinstance(body_config, SegformerConfig):
         return _mix_transformer(body_config, _load(SegformerModel, body_config, source))
-    body = _load(AutoBackbone, body_config, source)
+    body = _load(MODEL_FOR_BACKBONE_MAPPING[type(body_config)], body_config, source)
     reductions = _reductions(body_config, len(body.channels))
     # DINOv2's patches must divide the image; the others pad by themselves, each in its own way.
     return Encoder(body, tuple(body.channels), reductions, multiple=reductions[-1])
@@ -161,50 +168,96 @@ def _body_config(config: ModelConfig) -> PretrainedConfig:
         if name in MIT_PRESETS:
             body = SegformerConfig(**{**MIT_PRESETS[name], **_NO_DROPOUT, **fields})
         elif "/" in name or Path(name).is_dir():
-            body = AutoConfig.from_pretrained(name, **fields)
+            body = _cached_or_hub(AutoConfig.from_pretrained, name, **fields)
         else:
             body = AutoConfig.for_model(name, **fields)
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:120]
         raise ConfigError(
             f"model.encoder: cannot build {name!r} ({reason}); use {', '.join(MIT_PRESETS)}, a transformers hub name, "
             "a local folder, or a model type such as swin, convnext, dinov2"
         ) from error
-    except OSError as error:
-        raise CheckpointError(_no_weights(name)) from error
     if hasattr(body, "drop_path_rate"):
         body.drop_path_rate = config.drop_path
     if not isinstance(body, SegformerConfig):
-        stages = getattr(body, "stage_names", None)
-        if not stages:
+        if type(body) not in MODEL_FOR_BACKBONE_MAPPING:
             raise ConfigError(f"model.encoder: {name!r} ({body.model_type}) yields no feature maps in transformers")
-        body.out_indices = list(range(len(stages)))[-_STAGES:]
+        body.out_indices = list(range(len(body.stage_names)))[-_STAGES:]
     return body
 
 
 def _load(model: Any, config: PretrainedConfig, source: str) -> Any:
     """Random weights for ``none``, else weights of an NVlabs file, a folder or the hub."""
     if source == "none":
-        return model.from_config(config) if model is AutoBackbone else model(config)
+        return model(config)
     path = Path(source)
     if path.suffix in {".pth", ".pt", ".bin"}:
         if model is not SegformerModel:
             raise ConfigError(f"model.pretrained: {source} is an NVlabs file and needs an encoder mit-b0 .. mit-b5")
         return _from_state(config, nvlabs_to_transformers(read_foreign(path)), source)
     try:
-        return model.from_pretrained(source, config=config)
+        return _cached_or_hub(model.from_pretrained, source, config=config)
+    except RuntimeError as error:
+        raise CheckpointError(_OTHER_SIZE.format(source=source)) from error
+
+
+def _cached_or_hub(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    """Load from a folder or the hub's local cache without network; only then ask the hub."""
+    try:
+        with _quiet():
+            return load(name, local_files_only=True, **kwargs)
     except OSError as error:
-        raise CheckpointError(_no_weights(source)) from error
+        if not _hub_answers():
+            raise CheckpointError(_no_weights(name)) from error
+    try:
+        with _quiet():
+            return load(name, **kwargs)
+    except OSError as error:
+        raise CheckpointError(_no_weights(name)) from error
+
+
+def _hub_answers() -> bool:
+    """One quick try, because the hub's client goes on trying for a minute and a half."""
+    if getproxies():
+        return True  # a proxy decides
+    address = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _from_state(config: SegformerConfig, state: dict[str, Tensor], source: str) -> SegformerModel:
-    body, report = SegformerModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    try:
+        with _quiet():
+            body, report = SegformerModel.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True
+            )
+    except RuntimeError as error:
+        raise CheckpointError(_OTHER_SIZE.format(source=source)) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{source}: does not fit the encoder, {missing[0]} is missing (and {len(missing) - 1} more)"
         )
     return body
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and load report off the terminal; what matters is raised."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _no_weights(name: str) -> str:

@@ -1,0 +1,142 @@
+"""The bottleneck's promises beyond the published numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from allspark.errors import CheckpointError
+from allspark.models.allspark import AllSparkBottleneck, SemanticMemory, group_channels
+from allspark.types import Guide
+
+
+def bottleneck(**kwargs):
+    torch.manual_seed(0)
+    return AllSparkBottleneck(12, 3, (4, 4), dropout=0.0, **kwargs).double()
+
+
+def guide(labeled, unlabeled, size=(8, 8), read=True):
+    return Guide(labeled, torch.randn(unlabeled, 3, *size, dtype=torch.float64), read)
+
+
+class NaiveMemory:
+    """Queues as Python lists, one channel at a time."""
+
+    def __init__(self, channels):
+        self.rows = [list(rows) for rows in channels.clone()]
+        self.cursor = [0] * len(self.rows)
+
+    def write(self, tokens, classes):
+        for image, image_classes in zip(tokens.transpose(1, 2), classes, strict=True):
+            for channel, k in zip(image, image_classes.tolist(), strict=True):
+                self.rows[k][self.cursor[k]] = channel
+                self.cursor[k] = (self.cursor[k] + 1) % len(self.rows[k])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
+def test_memory_is_first_in_first_out_per_class(num_classes, slots, images, seed):
+    torch.manual_seed(seed)
+    memory = SemanticMemory(num_classes, slots, (2, 3))
+    naive = NaiveMemory(memory.channels)
+    for _ in range(3):
+        tokens, classes = torch.randn(images, 6, slots), torch.randint(num_classes, (images, slots))
+        memory.write(tokens, classes, (2, 3))
+        naive.write(tokens, classes)
+        assert torch.equal(memory.channels, torch.stack([torch.stack(rows) for rows in naive.rows]))
+        assert memory.cursor.tolist() == naive.cursor
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
+def test_memory_without_classes_is_one_queue(num_classes, slots, images, seed):
+    torch.manual_seed(seed)
+    memory = SemanticMemory(num_classes, slots, (2, 3))
+    naive = NaiveMemory(memory.channels.reshape(1, num_classes * slots, 6))
+    for step in range(1, 4):
+        tokens = torch.randn(images, 6, slots)
+        memory.write(tokens, None, (2, 3))
+        naive.write(tokens, torch.zeros(images, slots, dtype=torch.int64))
+        assert torch.equal(memory.channels.reshape(-1, 6), torch.stack(naive.rows[0]))
+        assert int(memory.written.sum()) == step * images * slots
+
+
+def test_memory_fill_counts_filled_slots():
+    memory = SemanticMemory(3, 4, (2, 2))
+    memory.write(torch.randn(2, 4, 4), torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0]]), (2, 2))
+    assert memory.fill.tolist() == [1.0, 0.5, 0.0]
+
+
+def test_grouping_finds_the_most_similar_map():
+    scores = torch.randn(2, 3, 4, 4)
+    channels = torch.stack([scores[:, 2], scores[:, 0] * 7, -scores[:, 1]], 1)
+    classes = group_channels(channels.flatten(2).transpose(1, 2), scores, (4, 4))
+    similarity = F.cosine_similarity(channels.flatten(2)[:, :, None], scores.flatten(2)[:, None], dim=3)
+    assert classes[:, 0].eq(2).all() and classes[:, 1].eq(0).all()
+    assert torch.equal(classes, similarity.argmax(2))
+
+
+def test_paper_grouping_uses_probabilities():
+    torch.manual_seed(0)
+    tokens, scores = torch.randn(2, 16, 12), 5 * torch.randn(2, 3, 4, 4)
+    expected = torch.einsum("ukn,unc->uck", scores.softmax(1).flatten(2), tokens).argmax(2)
+    assert torch.equal(group_channels(tokens, scores, (4, 4), "paper"), expected)
+    assert not torch.equal(expected, group_channels(tokens, scores, (4, 4)))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 3), (1, 1)])
+def test_inference_ignores_the_batch_and_the_memory(size):
+    module = bottleneck().eval()
+    features = torch.randn(3, 12, *size, dtype=torch.float64)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    together = module(features)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], module(features[i : i + 1]), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": False}, {"grouping": "off"}, {"grouping": "paper"}])
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(1, 1), (1, 3), (3, 1), (0, 2)])
+def test_any_number_of_images_any_aspect(options, labeled, unlabeled):
+    module = bottleneck(**options).train()
+    features = torch.randn(labeled + unlabeled, 12, 3, 5, dtype=torch.float64, requires_grad=True)
+    for read in (False, True):
+        out = module(features, guide(labeled, unlabeled, (7, 9), read))
+        assert out.shape == features.shape
+        out.sum().backward()
+    assert torch.isfinite(features.grad).all()
+
+
+def test_labeled_output_depends_on_labeled_neighbours_through_nothing():
+    """Another labelled image in the batch changes nothing for the first: all share keys, none shares queries."""
+    module = bottleneck().train()
+    features = torch.randn(4, 12, 4, 4, dtype=torch.float64)
+    scores = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    both = module(features, Guide(2, scores, True))
+    module.load_state_dict(state)
+    alone = module(features[[0, 2, 3]], Guide(1, scores, True))
+    torch.testing.assert_close(both[[0, 2, 3]], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_without_memory_the_batch_is_the_source():
+    """memory: off equals a bottleneck whose memory is never read."""
+    without, warm = bottleneck(memory=False).train(), bottleneck().train()
+    warm.load_state_dict(without.state_dict(), strict=False)
+    features, hint = torch.randn(3, 12, 4, 4, dtype=torch.float64), guide(1, 2, read=False)
+    torch.testing.assert_close(without(features, hint), warm(features, hint), rtol=0, atol=0)
+
+
+def test_the_memory_is_written_before_it_is_read_and_has_no_gradient():
+    module = bottleneck().train()
+    features = torch.randn(2, 12, 4, 4, dtype=torch.float64, requires_grad=True)
+    out = module(features, guide(1, 1))
+    assert int(module.memory.written.sum()) == 12
+    (gradient,) = torch.autograd.grad(out[:1].sum(), features)
+    assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0
+
+
+def test_another_layout_is_named():
+    with pytest.raises(CheckpointError, match=r"map_in\.0\.weight"):
+        AllSparkBottleneck.from_reference({"foo": torch.zeros(1)})
