@@ -1,3 +1,89 @@
-"""AllSpark: semi-supervised semantic segmentation."""
+"""AllSpark: semi-supervised semantic segmentation.
+
+The public API. Everything is imported when it is first used, so that ``import allspark`` takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from allspark.config import Config
+    from allspark.data import SOURCES, open_source
+    from allspark.data.source import Sample, Source
+    from allspark.engine.checkpoint import Run, open_run
+    from allspark.engine.evaluate import evaluate
+    from allspark.engine.train import train
+    from allspark.errors import CheckpointError, ConfigError, DataError, UserError
+    from allspark.inference.predictor import Prediction, Predictor
+    from allspark.methods import METHODS, build_method
+    from allspark.methods.base import Method
+    from allspark.metrics import ConfusionMatrix
+    from allspark.models.allspark import AllSparkBottleneck
+    from allspark.models.segmenter import Segmenter, build_segmenter
+    from allspark.recipes import RECIPES
+    from allspark.settings import apply_overrides, describe, load_config, load_recipe, save_config
+    from allspark.types import Guide
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "RECIPES",
+    "SOURCES",
+    "AllSparkBottleneck",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "ConfusionMatrix",
+    "DataError",
+    "Guide",
+    "Method",
+    "Prediction",
+    "Predictor",
+    "Run",
+    "Sample",
+    "Segmenter",
+    "Source",
+    "UserError",
+    "apply_overrides",
+    "build_method",
+    "build_segmenter",
+    "describe",
+    "evaluate",
+    "load_config",
+    "load_recipe",
+    "open_run",
+    "open_source",
+    "save_config",
+    "train",
+]
+
+_HOME = {
+    "config": ("Config",),
+    "data": ("SOURCES", "open_source"),
+    "data.source": ("Sample", "Source"),
+    "engine.checkpoint": ("Run", "open_run"),
+    "engine.evaluate": ("evaluate",),
+    "engine.train": ("train",),
+    "errors": ("CheckpointError", "ConfigError", "DataError", "UserError"),
+    "inference.predictor": ("Prediction", "Predictor"),
+    "methods": ("METHODS", "build_method"),
+    "methods.base": ("Method",),
+    "metrics": ("ConfusionMatrix",),
+    "models.allspark": ("AllSparkBottleneck",),
+    "models.segmenter": ("Segmenter", "build_segmenter"),
+    "recipes": ("RECIPES",),
+    "settings": ("apply_overrides", "describe", "load_config", "load_recipe", "save_config"),
+    "types": ("Guide",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"allspark.{module}"), name)
+    raise AttributeError(f"module 'allspark' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -65,6 +65,12 @@ class TrainBatch(_Movable):
     unlabeled: UnlabeledBatch | None = None
     skipped: tuple[str, ...] = ()  # one line for each unreadable file that was replaced (data.on_bad_image: skip)
 
+    def with_images(self, dtype: torch.dtype) -> TrainBatch:
+        """Return the batch with its images in another floating-point type."""
+        labeled = replace(self.labeled, image=self.labeled.image.to(dtype))
+        unlabeled = self.unlabeled and replace(self.unlabeled, image=self.unlabeled.image.to(dtype))
+        return TrainBatch(labeled, unlabeled, self.skipped)
+
 
 @dataclass(frozen=True)
 class Guide:

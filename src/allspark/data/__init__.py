@@ -1,1 +1,39 @@
 """Data sets on disk, and how training sees them."""
+
+from collections.abc import Callable
+
+from allspark.config import DataConfig
+from allspark.data.folder import open_folder
+from allspark.data.source import Source
+from allspark.data.voc import open_voc
+from allspark.errors import DataError
+
+
+def _open_synthetic(config: DataConfig, *, require_labels: bool = True) -> Source:
+    from allspark.data.synthetic import open_synthetic  # it draws the scenes, with imports that others do not need
+
+    return open_synthetic(config, require_labels=require_labels)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "folder": open_folder,
+    "voc": open_voc,
+    "synthetic": _open_synthetic,
+}
+
+
+def open_source(config: DataConfig, *, require_labels: bool = True) -> Source:
+    """Open the data set that a configuration names; nothing is decoded yet.
+
+    Args:
+        config: source, root and lists.
+        require_labels: False accepts a set in which nothing is labelled.
+
+    Raises:
+        DataError: the folder or a part of it is missing.
+    """
+    if config.root is None:
+        raise DataError("data.root is not set: say where the images are with --data DIR")
+    if config.source != "synthetic" and not config.root.is_dir():
+        raise DataError(f"{config.root}: no such folder (data.root, --data)")
+    return SOURCES[config.source](config, require_labels=require_labels)

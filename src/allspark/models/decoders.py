@@ -34,7 +34,7 @@ class SegformerHead(nn.Module):
         self.stages = nn.ModuleList(nn.Linear(c, width) for c in channels)
         self.fuse = nn.Conv2d(width * len(channels), width, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = dropout
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -49,9 +49,14 @@ class SegformerHead(nn.Module):
                 continue
             if projected.shape[2:] != fused.shape[2:]:
                 projected = F.interpolate(projected, fused.shape[2:], mode="bilinear", align_corners=False)
-            fused = fused + projected
+            fused += projected
         assert fused is not None
-        logits: Tensor = self.classifier(self.dropout(F.relu(self.norm(fused))))
+        # In place, as no gradient needs the values that are overwritten: the widest maps of the network are here.
+        normed = self.norm(fused)
+        if self.training and self.dropout:
+            keep = normed.new_empty(normed.shape[0], normed.shape[1], 1, 1).bernoulli_(1 - self.dropout)
+            normed.mul_(keep / (1 - self.dropout))  # before the ReLU, with which a factor >= 0 commutes
+        logits: Tensor = self.classifier(F.relu_(normed))
         return logits
 
     @classmethod

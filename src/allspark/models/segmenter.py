@@ -85,7 +85,8 @@ def build_segmenter(config: Config, num_classes: int, load_weights: bool = True)
     model = config.model
     encoder = build_encoder(model, load_weights)
     width = model.decoder_channels or (768 if sum(p.numel() for p in encoder.parameters()) > _LARGE else 256)
-    bottleneck = None
+    decoder = SegformerHead(encoder.channels, width, num_classes, model.decoder_dropout)
+    bottleneck = None  # drawn last, so that one seed gives all methods the same encoder and decoder
     if config.method.name == "allspark":
         bottleneck = AllSparkBottleneck(
             encoder.channels[-1],
@@ -96,7 +97,7 @@ def build_segmenter(config: Config, num_classes: int, load_weights: bool = True)
             memory=config.method.memory,
             grouping=config.method.grouping,
         )
-    return Segmenter(encoder, SegformerHead(encoder.channels, width, num_classes, model.decoder_dropout), bottleneck)
+    return Segmenter(encoder, decoder, bottleneck)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,1 +1,12 @@
-"""One complete configuration a data set."""
+"""One complete configuration a data set: no inheritance, every field in the file."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+RECIPES: dict[str, Path] = {
+    "folder": _HERE / "folder.yaml",
+    "voc": _HERE / "voc.yaml",
+    "synthetic": _HERE / "synthetic.yaml",
+}
+"""The recipes by name."""

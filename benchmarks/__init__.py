@@ -1,0 +1,1 @@
+"""Speed and memory against a plain textbook version of the same mathematics."""

@@ -1,0 +1,329 @@
+"""The command line: parse, call one function, print. torch is imported inside commands only, so that help is fast.
+
+Results go to standard output, progress and errors to standard error. Whatever a user can cause ends in one line and
+exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from allspark.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    from allspark.config import Config
+
+app = typer.Typer(
+    name="allspark",
+    help="Semantic segmentation from a few labelled images and many unlabelled ones (AllSpark, CVPR 2024).",
+    epilog="Begin with `allspark demo`, or `allspark check DATA` on your own folder.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Show recipes: complete configurations, each field explained.")
+app.add_typer(config_app, name="config")
+
+DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="folder of the data set")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="layout: folder, voc or synthetic  [default: told from the folder]")
+]
+CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
+ModeOption = Annotated[
+    Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window  [default: the run's]")
+]
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click's, depending on the version
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 2 for wrong input, 130 or 143 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
+    except UserError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `allspark config show voc | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except _USAGE_ERROR as error:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "allspark"
+        return _fail(f"{error.format_message()} (see `{command} --help`)")
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from allspark import __version__
+
+        typer.echo(f"allspark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="seed of scenes, weights and sampling")] = 0,
+) -> None:
+    """Train and compare three methods on generated scenes, in some minutes on a CPU."""
+    from allspark.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+@app.command()
+def check(
+    data: DataArgument,
+    source: SourceOption = None,
+    crop: Annotated[int | None, typer.Option(min=1, help="training crop; warns of smaller images [pixels]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that read  [default: one a core]")] = None,
+) -> int:
+    """Read every image and mask and report everything wrong at once.
+
+    Exit status: 0 training would be safe, 1 it would not, 2 the data set could not be checked.
+    """
+    from allspark.data import open_source
+    from allspark.data.check import check as check_source
+    from allspark.data.check import print_report
+    from allspark.terminal import counting, stdout
+
+    config = _data_config(data, source)
+    opened = open_source(config)
+    with counting("reading", "files") as progress:
+        report = check_source(
+            opened,
+            crop=(crop, crop) if crop else None,
+            max_pixels=config.max_pixels,
+            workers=os.cpu_count() or 1 if workers is None else workers,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(report.as_dict(opened))
+    else:
+        print_report(report, opened, stdout())
+    return 0 if report.safe else 1
+
+
+@app.command()
+def split(
+    data: DataArgument,
+    labeled: Annotated[str, typer.Option(help="labelled part: a fraction like 1/8 or 0.125, or a number of images")],
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same lists")] = 0,
+    stratified: Annotated[bool, typer.Option("--stratified", help="keep rare classes present")] = False,
+    source: SourceOption = None,
+    name: Annotated[str | None, typer.Option(help="name of the partition  [default: from the options]")] = None,
+) -> None:
+    """Make lists of labelled and unlabelled training images under DATA/splits."""
+    from allspark.data import open_source
+    from allspark.data.splits import make_split
+
+    opened = open_source(_data_config(data, source))
+    with counting("reading", "masks") as progress:
+        made = make_split(opened, labeled, seed, stratified=stratified, name=name, progress=progress)
+    typer.echo(f"{made.labeled} labelled and {made.unlabeled} unlabelled images: {made.folder}")
+    if made.missing_classes:
+        typer.echo(f"too few labelled images for all classes; without a label: {', '.join(made.missing_classes)}")
+    typer.echo(f"use it with --set data.split={made.folder.name}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="a recipe, see `allspark config list`")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a configuration file")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run  [default: runs/NAME]")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
+    ] = None,
+    labeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the labelled images")] = None,
+    unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out exactly where it stopped")] = False,
+) -> None:
+    """Train: one process, on a GPU if there is one, else on the CPU.
+
+    Writes the complete configuration, a log and the checkpoints `last` and `best` into --out.
+    """
+    paths = {"data.root": data, "data.labeled": labeled, "data.unlabeled": unlabeled}
+    changes = [f"{key}={os.path.abspath(path)}" for key, path in paths.items() if path is not None]
+    changes += overrides or []
+    name = recipe or (config_file.stem if config_file else None)
+    if resume:
+        config, out = _resumed(recipe, config_file, out, changes)
+    else:
+        config = _chosen(recipe, config_file, changes)
+        out = out or Path("runs") / str(name)
+
+    from allspark.engine.train import train as run_training
+    from allspark.terminal import TrainProgress
+
+    with TrainProgress() as ui:
+        result = run_training(config, out, resume=resume, ui=ui)
+    typer.echo(str(result))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="another data set  [default: the run's]")] = None,
+    split_name: Annotated[Literal["val", "train"], typer.Option("--split", help="images to evaluate")] = "val",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+    checkpoint: CheckpointOption = "best",
+    mode: ModeOption = None,
+) -> None:
+    """Score a run: IoU of each class, mean IoU and pixel accuracy."""
+    from allspark.data import open_source
+    from allspark.engine.checkpoint import open_run
+    from allspark.engine.evaluate import evaluate as score
+    from allspark.terminal import counting, print_scores
+
+    opened = open_run(run, checkpoint)
+    config = _data_of_run(opened.config, data)
+    source = open_source(config.data)
+    samples = source.val if split_name == "val" else source.labeled
+    with counting("evaluating", "images") as progress:
+        scores = score(
+            _predictor(opened, mode),
+            samples,
+            source,
+            workers=config.data.workers,
+            max_pixels=config.data.max_pixels,
+            progress=progress,
+        )
+    if as_json:
+        head = {"run": str(run), "checkpoint": checkpoint, "split": split_name, "images": len(samples)}
+        _print_json(head | scores.as_dict(opened.classes))
+    else:
+        print_scores(scores, opened.classes, len(samples))
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="images, folders, quoted globs")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the masks")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="also write images under their coloured masks")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="also write the confidence of each pixel")] = False,
+    checkpoint: CheckpointOption = "best",
+    mode: ModeOption = None,
+) -> None:
+    """Write a mask for each image: a palette PNG of the image's own size and name."""
+    from allspark.engine.checkpoint import open_run
+    from allspark.inference.predict import predict_files
+    from allspark.terminal import counting
+
+    opened = open_run(run, checkpoint)
+    with counting("predicting", "images") as progress:
+        masks = predict_files(
+            _predictor(opened, mode),
+            images,
+            out,
+            opened.palette,
+            overlay=overlay,
+            scores=scores,
+            max_pixels=opened.config.data.max_pixels,
+            progress=progress,
+        )
+    typer.echo(f"{len(masks)} masks in {out}")
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="a published AllSpark checkpoint")],
+    classes: Annotated[int, typer.Option(min=2, metavar="N", help="number of classes it was trained on")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="folder of the run to write")],
+    names: Annotated[Path | None, typer.Option(metavar="FILE", help="class names, one a line (classes.txt)")] = None,
+) -> None:
+    """Turn a published AllSpark checkpoint into a run for eval and predict. Nothing in it is executed."""
+    from allspark.engine.published import import_published
+
+    config = import_published(file, classes, out, names)
+    typer.echo(f"{out}: {config.model.encoder}, {classes} classes; try `allspark predict {out} IMAGES... --out masks`")
+
+
+@config_app.command("show")
+def config_show(recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="see `allspark config list`")]) -> None:
+    """Print a recipe: the complete YAML, each field with its meaning and unit."""
+    from allspark.settings import describe, load_recipe, recipe_header
+
+    typer.echo(f"{recipe_header(recipe)}\n\n{describe(load_recipe(recipe))}", nl=False)
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """List the recipes."""
+    from allspark.recipes import RECIPES
+    from allspark.settings import recipe_header
+
+    for name in RECIPES:
+        typer.echo(f"{name:12}{recipe_header(name).splitlines()[0].removeprefix('# ')}")
+
+
+def _layout(root: Path) -> str:
+    """Tell a data set's layout from its folder."""
+    return "voc" if (root / "JPEGImages").is_dir() else "folder"
+
+
+def _data_config(data: Path, source: str | None) -> DataConfig:
+    from allspark.config import Config
+    from allspark.settings import apply_overrides
+
+    return apply_overrides(Config(), [f"data.source={source or _layout(data)}", f"data.root={data}"]).data
+
+
+def _data_of_run(config: Config, data: Path | None) -> DataConfig:
+    """The run's own data set, or another one with its own lists."""
+    if data is None:
+        return config.data
+    others = {"root": data, "source": _layout(data), "split": None, "labeled": None, "unlabeled": None, "val": None}
+    return config.data.model_copy(update=others)
+
+
+def _chosen(recipe: str | None, config_file: Path | None, changes: list[str]) -> Config:
+    """The configuration that the options of `train` ask for."""
+    from allspark.settings import apply_overrides, load_config, load_recipe
+
+    if recipe and config_file:
+        raise ConfigError("--recipe and --config exclude each other: give one of them")
+    if config_file:
+        return apply_overrides(load_config(config_file), changes)
+    if recipe:
+        return apply_overrides(load_recipe(recipe), changes)
+    from allspark.recipes import RECIPES
+
+    raise ConfigError(f"say what to train: --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
+
+
+def _predictor(run: Run, mode: str | None) -> Predictor:
+    from allspark.inference.predictor import Predictor
+
+    config = run.config.eval if mode is None else run.config.eval.model_copy(update={"mode": mode})
+    return Predictor(run.segmenter, config, pick_device(run.config.train.device))
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

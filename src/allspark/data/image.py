@@ -1,0 +1,211 @@
+"""Image and mask files: read whatever people have, write what everybody can open."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from allspark.data.source import RGB
+from allspark.errors import DataError
+from allspark.files import atomic_write
+from allspark.types import IGNORE
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of ImageNet, in RGB order, for values from 0 to 1: what the encoders' weights were trained with."""
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
+MAX_PIXELS = 178_956_970
+IGNORE_COLOUR: RGB = (224, 224, 192)
+"""How ignored pixels are shown, as in PASCAL VOC."""
+
+# What Pillow's decoders raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image as upright RGB.
+
+    The EXIF orientation is applied. Transparent pixels are shown on white. Grey images with more than 8 bits are
+    brought to 8: 16-bit values by their high byte, floating-point values from 0..1 if none is larger. Of animations
+    and multi-page files, the first picture is taken.
+
+    Args:
+        path: the file.
+        max_pixels: larger images are refused before they are decoded [pixels].
+
+    Raises:
+        DataError: the file is missing, damaged, no image, or too large. The message names it.
+    """
+    with _opened(path, max_pixels) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_mask(
+    path: Path,
+    *,
+    num_classes: int | None = None,
+    palette: Sequence[RGB] | None = None,
+    ignore: int = IGNORE,
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Read a mask as class ids, (H, W).
+
+    Args:
+        path: an index PNG, a palette PNG (its indices count, its colours do not), a black-and-white or 16-bit grey
+            image with values up to 255, or an RGB image if ``palette`` is given.
+        num_classes: given: other values than 0 .. num_classes - 1 and ``ignore`` are an error.
+        palette: the colour of each class, for RGB masks; other colours become ``ignore``.
+        ignore: the value of pixels that do not count.
+        max_pixels: larger masks are refused [pixels].
+
+    Raises:
+        DataError: as in :func:`read_image`, or the values are no classes. The message names file and values.
+    """
+    with _opened(path, max_pixels) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode in {"RGB", "RGBA"}:
+            if palette is None:
+                raise DataError(
+                    f"{path}: an RGB mask, but no colours are known for the classes; "
+                    "give every class its colour in classes.txt (id, name, R G B; tab-separated)"
+                )
+            mask = from_colours(np.asarray(image.convert("RGB")), palette, ignore)
+        else:
+            mask = _indices(image, path)
+    if num_classes is not None:
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        wrong = [int(v) for v in values if v >= num_classes and v != ignore]
+        if wrong:
+            raise DataError(
+                f"{path}: mask values {_some(wrong)}, but there are classes 0 to {num_classes - 1}"
+                f" and {ignore} for ignored pixels"
+            )
+    return mask
+
+
+def from_colours(image: NDArray[np.uint8], palette: Sequence[RGB], ignore: int = IGNORE) -> NDArray[np.uint8]:
+    """Class ids (H, W) of an RGB mask (H, W, 3); colours outside the palette become ``ignore``."""
+    codes = _colour_codes(image)
+    mask = np.full(codes.shape, ignore, np.uint8)
+    for index, colour in reversed(list(enumerate(palette))):  # of equal colours the first class counts
+        mask[codes == _colour_codes(np.array(colour, np.uint8))] = index
+    return mask
+
+
+def normalize(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn RGB (H, W, 3) into what encoders take, (3, H, W): (x / 255 - MEAN) / STD."""
+    out = np.empty((3, *image.shape[:2]), np.float32)
+    for channel in range(3):
+        np.take(_TABLE[channel], image[:, :, channel], out=out[channel], mode="clip")
+    return out
+
+
+_TABLE = ((np.arange(256, dtype=np.float64)[None] / 255 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(
+    np.float32
+)
+
+
+def write_mask(path: Path, mask: NDArray[np.uint8], palette: Sequence[RGB]) -> None:
+    """Write class ids (H, W) as a palette PNG, whole or not at all."""
+    image = Image.fromarray(mask)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORE] = IGNORE_COLOUR
+    image.putpalette(colours.tobytes())
+    with atomic_write(path) as file:
+        image.save(file, "png", optimize=False)
+
+
+def overlay(image: Image.Image, mask: NDArray[np.uint8], palette: Sequence[RGB], alpha: float = 0.5) -> Image.Image:
+    """Lay the colours of a mask over an image; ignored pixels stay as they are.
+
+    Args:
+        image: RGB.
+        mask: (H, W), of the image's size.
+        palette: the colour of each class.
+        alpha: weight of the colours, 0 to 1.
+    """
+    pixels = np.asarray(image)
+    colours = np.zeros((256, 3), np.float32)
+    colours[: len(palette)] = palette
+    blended = (pixels * np.float32(1 - alpha) + colours[mask] * np.float32(alpha) + 0.5).astype(np.uint8)
+    return Image.fromarray(np.where((mask == IGNORE)[:, :, None], pixels, blended))
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image file; whatever its decoder raises in the block becomes one line that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on odd metadata and large sizes; the limit below is ours
+            with Image.open(path) as image:
+                if image.width * image.height > max_pixels:
+                    raise DataError(
+                        f"{path}: {image.width} x {image.height} pixels are more than data.max_pixels = {max_pixels}"
+                    )
+                yield image
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: no permission to read it") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: a folder, not an image") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: refused, its header claims too many pixels") from error
+    except UnidentifiedImageError as error:
+        kind = "the file is empty" if path.stat().st_size == 0 else "not an image that can be read"
+        raise DataError(f"{path}: {kind}") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{path}: the image is damaged ({reason})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    numbers = np.nan_to_num(values.astype(np.float64))
+    if values.dtype.kind == "f" and numbers.max(initial=0) <= 1:
+        numbers = numbers * 255
+    elif numbers.max(initial=0) > 255:
+        numbers = numbers // 256
+    return np.clip(numbers, 0, 255).astype(np.uint8)
+
+
+def _indices(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    if image.mode not in {"L", "P", "1"} and not image.mode.startswith("I"):
+        raise DataError(f"{path}: a mask of mode {image.mode}; expected index, palette, grey or RGB")
+    values = np.asarray(image)
+    if values.dtype != np.uint8 and values.max(initial=0) > 255:
+        raise DataError(f"{path}: mask values up to {values.max()}, but class ids end at 254")
+    return np.array(values, np.uint8)
+
+
+def _colour_codes(colours: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    wide = colours.astype(np.uint32)
+    codes: NDArray[np.uint32] = wide @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    return codes
+
+
+def _some(values: Sequence[int]) -> str:
+    text = ", ".join(str(v) for v in values[:5])
+    return text if len(values) <= 5 else f"{text} and {len(values) - 5} more"

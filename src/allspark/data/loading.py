@@ -1,0 +1,292 @@
+"""From a `Source` to training batches and evaluation images.
+
+The state of the training stream is one number, the micro-batch: which images it holds and how they are cut follows from
+the seed, the epoch and the position alone. So a resumed run sees what an unbroken one would have seen, with any number
+of workers, and each of several processes takes its slice of the same global batch.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from allspark.config import Config
+from allspark.data.image import normalize
+from allspark.data.reading import read_sample
+from allspark.data.source import Sample, Source
+from allspark.data.views import labeled_view, unlabeled_view
+from allspark.errors import DataError
+from allspark.types import LabeledBatch, TrainBatch, UnlabeledBatch
+
+Role = Literal["labelled", "unlabelled"]
+_ROLE_IDS: dict[Role, int] = {"labelled": 0, "unlabelled": 1}
+
+
+class TrainStream(Dataset["TrainBatch | DataError"]):
+    """An endless sequence of micro-batches; item ``step * accumulate + a`` is part ``a`` of training step ``step``.
+
+    Position p of a role (labelled, unlabelled) is image ``permutation(seed, role, epoch)[p % n]`` with
+    ``epoch = p // n``, cut with random numbers of (seed, role, epoch, image). Micro-batch m of a world of w processes
+    takes the positions from m * batch * w on; process r takes the r-th slice of them. Labelled images are the same
+    whether or not unlabelled ones are wanted.
+
+    Raises:
+        DataError: there is no labelled image, or no unlabelled one where they are wanted.
+    """
+
+    def __init__(self, source: Source, config: Config, *, want_unlabeled: bool, rank: int = 0, world: int = 1) -> None:
+        if not source.labeled:
+            raise DataError(
+                f"{source.root}: no labelled training image; training needs at least one image with a mask "
+                "(see data.labeled and data.split)"
+            )
+        if want_unlabeled and not source.unlabeled:
+            raise DataError(
+                f"{source.root}: no unlabelled image, but the method {config.method.name!r} learns from them; "
+                "add images without a mask, make lists with `allspark split`, or set method.name=supervised"
+            )
+        self._source = source
+        self._config = config
+        self._want_unlabeled = want_unlabeled
+        self._rank = rank
+        self._world = world
+
+    def __getitem__(self, micro_step: int) -> TrainBatch | DataError:
+        """Build one micro-batch; an error in the data is returned, for the main process to raise."""
+        skipped: list[str] = []
+        try:
+            labeled = self._labeled(micro_step, skipped)
+            unlabeled = self._unlabeled(micro_step, skipped) if self._want_unlabeled else None
+        except DataError as error:
+            return error
+        return TrainBatch(labeled, unlabeled, tuple(skipped))
+
+    def _labeled(self, micro_step: int, skipped: list[str]) -> LabeledBatch:
+        data = self._config.data
+        images, masks, ids = [], [], []
+        for position in self._positions(micro_step, data.batch_labeled):
+            sample, image, mask, rng = self._read("labelled", position, skipped)
+            assert mask is not None
+            view, cut = labeled_view(image, mask, data.crop, self._config.views, rng)
+            images.append(normalize(view))
+            masks.append(cut)
+            ids.append(sample.id)
+        return LabeledBatch(_stack(images), _stack(masks).long(), tuple(ids))
+
+    def _unlabeled(self, micro_step: int, skipped: list[str]) -> UnlabeledBatch:
+        data = self._config.data
+        images, valid, ids = [], [], []
+        for position in self._positions(micro_step, data.batch_unlabeled):
+            sample, image, _, rng = self._read("unlabelled", position, skipped)
+            view, inside = unlabeled_view(image, data.crop, self._config.views, rng)
+            images.append(normalize(view))
+            valid.append(inside)
+            ids.append(sample.id)
+        return UnlabeledBatch(
+            _stack(images), None if self._config.views.supervise_padding else _stack(valid), tuple(ids)
+        )
+
+    def _positions(self, micro_step: int, batch: int) -> range:
+        start = (micro_step * self._world + self._rank) * batch
+        return range(start, start + batch)
+
+    def _read(
+        self, role: Role, position: int, skipped: list[str]
+    ) -> tuple[Sample, Image.Image, NDArray[np.uint8] | None, np.random.Generator]:
+        """Read the image at ``position``, or with on_bad_image=skip the next one of the data set that can be read."""
+        samples = self._source.labeled if role == "labelled" else self._source.unlabeled
+        epoch, place = divmod(position, len(samples))
+        index = int(_permutation(self._config.seed, role, epoch, len(samples))[place])
+        rng = np.random.default_rng(_seed(self._config.seed, role, epoch, index))
+        first: DataError | None = None
+        for attempt in range(len(samples)):
+            sample = samples[(index + attempt) % len(samples)]
+            try:
+                image, mask = read_sample(
+                    sample, self._source, want_mask=role == "labelled", max_pixels=self._config.data.max_pixels
+                )
+            except DataError as error:
+                if self._config.data.on_bad_image == "stop":
+                    raise
+                first = first or error
+                skipped.append(str(error))
+            else:
+                return sample, image, mask, rng
+        raise DataError(f"none of the {len(samples)} {role} images can be read; the first: {first}")
+
+
+def steps_per_epoch(source: Source, config: Config, world: int = 1) -> int:
+    """Weight updates an epoch: as configured, else one pass over the unlabelled images (labelled if there are none).
+
+    Args:
+        source: the data set.
+        config: the run's configuration.
+        world: number of processes.
+    """
+    if config.train.steps_per_epoch is not None:
+        return config.train.steps_per_epoch
+    count, batch = len(source.labeled), config.data.batch_labeled
+    if source.unlabeled:
+        count, batch = len(source.unlabeled), config.data.batch_unlabeled
+    return max(1, math.ceil(count / (batch * config.optim.accumulate * world)))
+
+
+def train_batches(
+    source: Source,
+    config: Config,
+    *,
+    start_step: int,
+    total_steps: int,
+    want_unlabeled: bool,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> Generator[TrainBatch, None, None]:
+    """Yield the micro-batches of the steps start_step .. total_steps - 1, read ahead in ``data.workers`` processes.
+
+    Each step has ``config.optim.accumulate`` micro-batches. Neither torch's nor NumPy's global random state is used.
+    Closing the generator ends the workers.
+
+    Raises:
+        DataError: from the call itself if images are missing altogether; while iterating if a file cannot be used
+            (see data.on_bad_image) or a worker process died.
+    """
+    stream = TrainStream(source, config, want_unlabeled=want_unlabeled, rank=rank, world=world)
+    workers = config.data.workers
+    options: dict[str, Any] = {}
+    if workers and sys.platform == "linux":
+        # Forked workers start at once. They compute with NumPy and Pillow only, so threads of this process that a fork
+        # does not copy (OpenMP, CUDA) are not missed.
+        options["multiprocessing_context"] = "fork"
+    loader: DataLoader[TrainBatch | DataError] = DataLoader(
+        stream,
+        batch_size=None,
+        sampler=range(start_step * config.optim.accumulate, total_steps * config.optim.accumulate),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        # Without one of its own, the loader would draw from torch's global generator, and a resumed run would differ.
+        generator=torch.Generator(),
+        **options,
+    )
+    return _batches(loader)
+
+
+def _batches(loader: DataLoader[TrainBatch | DataError]) -> Generator[TrainBatch, None, None]:
+    with _quiet_start():
+        items = iter(loader)
+    try:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not (str(error).startswith("DataLoader worker") and "exited unexpectedly" in str(error)):
+                    raise
+                raise DataError(
+                    f"a process that reads images died ({str(error).split(')')[0]})); most often memory ran out: use "
+                    "fewer data.workers or smaller images; data.workers=0 reads in the main process"
+                ) from error
+            if isinstance(item, DataError):
+                raise item
+            yield item
+    finally:
+        del items  # ends the workers now, even while a traceback holds this frame
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Start workers without two side effects.
+
+    torch sets a SIGCHLD handler that raises at whatever line the main program is when a worker dies; asking for the
+    next batch notices it as well, at a place where it can be explained. And Python 3.12 warns of any fork beside
+    threads (see the choice of fork above).
+    """
+    here = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGCHLD) if here else None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            yield
+    finally:
+        if here:
+            signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+
+def eval_items(
+    samples: Sequence[Sample], source: Source, *, workers: int, max_pixels: int
+) -> Generator[tuple[Sample, NDArray[np.uint8], NDArray[np.uint8]], None, None]:
+    """Read images and masks in order, a few ahead of the consumer.
+
+    Args:
+        samples: what to read; each needs a mask.
+        source: their data set.
+        workers: threads that read ahead (Pillow decodes outside Python's lock); 0 reads when asked.
+        max_pixels: larger images are refused.
+
+    Yields:
+        The sample, its image (H, W, 3) uint8 and its mask (H, W) uint8 with class ids and 255.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    if workers == 0:
+        for sample in samples:
+            yield (sample, *_eval_item(sample, source, max_pixels))
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="allspark-eval")
+    try:
+        rest = iter(samples)
+        ahead = deque(
+            (sample, pool.submit(_eval_item, sample, source, max_pixels)) for sample in islice(rest, 2 * workers)
+        )
+        while ahead:
+            sample, future = ahead.popleft()
+            item = future.result()
+            for following in islice(rest, 1):
+                ahead.append((following, pool.submit(_eval_item, following, source, max_pixels)))
+            yield (sample, *item)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _eval_item(sample: Sample, source: Source, max_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    image, mask = read_sample(sample, source, want_mask=True, max_pixels=max_pixels)
+    assert mask is not None
+    return np.asarray(image), mask
+
+
+def _seed(seed: int, role: Role, *where: int) -> np.random.SeedSequence:
+    # A spawn key, unlike a plain list, is not padded with zeros: (epoch,) and (epoch, 0) are different streams.
+    return np.random.SeedSequence(seed, spawn_key=(_ROLE_IDS[role], *where))
+
+
+@lru_cache(maxsize=4)  # a batch can span two epochs of each role
+def _permutation(seed: int, role: Role, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(_seed(seed, role, epoch)).permutation(count)
+
+
+def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _as_it_is(item: Any) -> Any:
+    return item  # the stream's items are batches already

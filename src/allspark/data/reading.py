@@ -1,0 +1,46 @@
+"""One sample, decoded and checked: what training and evaluation both begin with."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from allspark.data.image import read_image, read_mask
+from allspark.data.source import Sample, Source
+from allspark.errors import DataError
+from allspark.types import IGNORE
+
+
+def read_sample(
+    sample: Sample, source: Source, *, want_mask: bool, max_pixels: int
+) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """Decode an image (RGB) and, if wanted, its mask (H, W) with class ids and 255.
+
+    Raises:
+        DataError: a file is missing or unreadable, the mask has another size than the image or values that are no
+            class; both files are named.
+    """
+    image = read_image(sample.image, max_pixels)
+    if not want_mask:
+        return image, None
+    if sample.mask is None:
+        raise DataError(f"{sample.image}: this image has no mask; training on it as labelled and evaluation need one")
+    try:
+        mask = read_mask(
+            sample.mask,
+            num_classes=source.num_classes,
+            palette=source.palette if source.rgb_masks else None,
+            ignore=source.ignore,
+            max_pixels=max_pixels,
+        )
+    except DataError as error:
+        raise DataError(f"{error} (mask of {sample.image})") from error
+    if mask.shape != (image.height, image.width):
+        raise DataError(
+            f"{sample.mask}: the mask is {mask.shape[1]}x{mask.shape[0]} but its image {sample.image} is "
+            f"{image.width}x{image.height}; both need the same width and height"
+        )
+    if source.ignore != IGNORE:
+        mask = np.where(mask == source.ignore, np.uint8(IGNORE), mask)
+    return image, mask

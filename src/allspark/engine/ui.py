@@ -1,0 +1,112 @@
+"""What a person sees of a run: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainUI(Protocol):
+    """Where training reports to."""
+
+    def note(self, line: str) -> None:
+        """Show one line."""
+
+    def begin(self, step: int, total: int) -> None:
+        """Training starts (or goes on) at ``step`` of ``total``."""
+
+    def advance(self, step: int) -> None:
+        """``step`` weight updates are done."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row of the log: training means, or validation scores."""
+
+    def end(self) -> None:
+        """Training is over, for whatever reason."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def note(self, line: str) -> None:
+        """Show nothing."""
+
+    def begin(self, step: int, total: int) -> None:
+        """Show nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
+
+
+class RichUI:
+    """A progress bar with loss, images/s, time to go and memory fill; without a terminal, a line for each row.
+
+    Args:
+        console: usually of standard error, so that standard output stays for results.
+        label: what the bar is headed with.
+    """
+
+    def __init__(self, console: Console, label: str = "training") -> None:
+        self._console = console
+        self._label = label
+        self._total = 0
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    def note(self, line: str) -> None:
+        """Show one line above the bar."""
+        self._console.print(line, highlight=False, markup=False)
+
+    def begin(self, step: int, total: int) -> None:
+        """Draw the bar."""
+        self._total = total
+        if not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+        )
+        self._task = self._progress.add_task(self._label, total=total, completed=step, numbers="")
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Update the numbers beside the bar, or print a line."""
+        if "miou" in row:
+            self.note(
+                f"step {row['step']}/{self._total}  validation: mIoU {100 * row['miou']:.2f} %, "
+                f"pixel accuracy {100 * row['pixel_accuracy']:.2f} %{'  (best)' if row.get('best') else ''}"
+            )
+            return
+        numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.1f} img/s"
+        if "memory_fill" in row:
+            numbers += f"  memory {100 * row['memory_fill']:.0f} %"
+        if self._progress is not None:
+            self._progress.update(self._task, numbers=numbers)
+        else:
+            self.note(f"step {row['step']}/{self._total}  {numbers}")
+
+    def end(self) -> None:
+        """Leave the bar as it stands."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,171 @@
+"""The one place where an image becomes a mask: validation, ``eval``, ``predict`` and ``demo`` all come here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from allspark.config import EvalConfig
+from allspark.data.image import normalize
+from allspark.errors import ConfigError, DataError
+from allspark.inference.window import plan, softmax, windowed
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one image.
+
+    Attributes:
+        mask: (H, W) uint8, the class of each pixel, at the image's own size.
+        confidence: (H, W) float32, probability of that class.
+    """
+
+    mask: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+
+class Predictor:
+    """Turns images into masks.
+
+    The segmenter is not copied: a predictor made before training follows the weights. Each call puts it into eval mode
+    and restores the mode of every submodule afterwards. The result for an image does not depend on its batch.
+
+    Args:
+        segmenter: maps normalised images (b, 3, H, W) to logits (b, k, H, W).
+        config: whole image or sliding window, sizes, precision. Mixed precision (bf16, fp16) leaves the weights as they
+            are; fp64 computes with float64 copies of them.
+        device: where to compute, the segmenter is moved there; None: where it is.
+    """
+
+    def __init__(self, segmenter: nn.Module, config: EvalConfig, device: torch.device | str | None = None) -> None:
+        self.segmenter = segmenter
+        self.config = config
+        first = next(segmenter.parameters(), None)
+        if device is None:
+            device = "cpu" if first is None else first.device
+        self.device = torch.device(device)
+        segmenter.to(self.device)
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """Return how many images of this size to give to ``labels`` at once, so that ``config.batch`` holds."""
+        if self.config.mode == "whole":
+            return self.config.batch
+        return max(1, self.config.batch // len(plan(height, width, self.config.window, self.config.stride)))
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Return class probabilities.
+
+        Args:
+            image: (b, 3, H, W) float, normalised, on any device.
+
+        Returns:
+            (b, k, H, W) float32 (float64 with precision fp64) on the predictor's device; an inference tensor.
+
+        Raises:
+            ConfigError: the image does not fit into memory.
+        """
+        with self._running(image):
+            scores = self._scores(image)
+            return softmax(scores) if self.config.mode == "whole" else scores
+
+    def labels(self, image: Tensor) -> Tensor:
+        """Return the most probable class of each pixel; in whole mode without computing probabilities.
+
+        Args:
+            image: (b, 3, H, W) float, normalised, on any device.
+
+        Returns:
+            (b, H, W) int64 on the predictor's device.
+
+        Raises:
+            ConfigError: the image does not fit into memory.
+        """
+        with self._running(image):
+            return self._scores(image).argmax(1)
+
+    def predict(self, image: Image.Image | NDArray[np.uint8]) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: RGB, as ``allspark.data.image.read_image`` returns it, or (H, W, 3) uint8.
+
+        Raises:
+            DataError: the image is not 8-bit RGB.
+            ConfigError: the image does not fit into memory.
+        """
+        tensor = torch.from_numpy(normalize(_pixels(image)))[None]
+        with self._running(tensor):
+            scores = self._scores(tensor)[0]
+            best, mask = scores.max(0)
+            if self.config.mode == "whole":  # softmax at its maximum, without storing the rest
+                wide = torch.promote_types(scores.dtype, torch.float32)
+                best = (best.to(wide) - scores.to(wide).logsumexp(0)).exp()
+            # rounding may lift a probability above 1 by some 1e-7
+            confidence = best.float().clamp_(max=1)
+            return Prediction(mask.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+
+    def _scores(self, image: Tensor) -> Tensor:
+        """Return logits in whole mode, averaged probabilities in window mode: their argmax is the mask."""
+        image = image.to(self.device, non_blocking=True)
+        if self.config.mode == "whole":
+            return self._forward(image)
+        return windowed(self._forward, image, self.config.window, self.config.stride, self.config.batch)
+
+    def _forward(self, image: Tensor) -> Tensor:
+        result: Tensor
+        if self.config.precision == "fp64":
+            # double copies of weights that are not double: the model itself, perhaps in training, stays as it is
+            named = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
+            copies = {name: value.double() for name, value in named if value.is_floating_point()}
+            result = functional_call(self.segmenter, copies, (image.double(),))
+        else:
+            first = next(self.segmenter.parameters(), image)  # a model in double is not fed single
+            result = self.segmenter(image.to(first.dtype))
+        return result
+
+    @contextmanager
+    def _running(self, image: Tensor) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.segmenter.modules()]
+        dtype = _AUTOCAST.get(self.config.precision)
+        self.segmenter.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                yield
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            fix = "a smaller eval.window or eval.batch" if self.config.mode == "window" else "eval.mode=window"
+            height, width = image.shape[-2:]
+            raise ConfigError(
+                f"{len(image)} x {height} x {width} pixels do not fit into the memory of {self.device}: set {fix}"
+            ) from error
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # torch has no class for the CPU's
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if isinstance(image, Image.Image) and image.mode != "RGB":
+        raise DataError(f"an image of mode {image.mode}, expected RGB: open files with allspark.data.image.read_image")
+    pixels: NDArray[np.uint8] = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise DataError(
+            f"an array of shape {pixels.shape} and type {pixels.dtype}, expected an image (H, W, 3) of uint8: "
+            "convert it, for example with Image.fromarray(array).convert('RGB')"
+        )
+    return pixels

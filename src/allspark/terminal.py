@@ -1,0 +1,49 @@
+"""What the command line shows: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from allspark.metrics import Scores
+
+
+def stdout() -> Console:
+    """Results go here: plain text where it is no terminal, and nothing in it is taken for markup."""
+    return Console(markup=False, highlight=False)
+
+
+def stderr() -> Console:
+    """Progress and remarks go here."""
+    return Console(stderr=True, markup=False, highlight=False)
+
+
+@contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while something is counted: the value is to be called with the number done and of all."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield progress
+
+
+def print_scores(scores: Scores, classes: Sequence[str], images: int) -> None:
+    """Print IoU of each class, mean IoU and pixel accuracy in percent."""
+    table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    for name, iou in zip(classes, scores.iou, strict=True):
+        table.add_row(name, "absent" if iou != iou else f"{100 * iou:.2f}")
+    console = stdout()
+    console.print(table)
+    console.print(f"\nmIoU {100 * scores.miou:.2f} %   pixel accuracy {100 * scores.pixel_accuracy:.2f} %   {images} images")
