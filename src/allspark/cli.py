@@ -10,14 +10,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from allspark.errors import ConfigError, DataError, UserError
-
-if TYPE_CHECKING:
-    from allspark.config import Config
+from allspark.errors import UserError
 
 app = typer.Typer(
     name="allspark",
@@ -34,11 +31,11 @@ app.add_typer(config_app, name="config")
 DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="folder of the data set")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
 SourceOption = Annotated[
-    str | None, typer.Option("--source", help="layout: folder, voc or synthetic  [default: told from the folder]")
+    str | None, typer.Option("--source", help="layout: folder, voc or synthetic (default: told from the folder)")
 ]
 CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
 ModeOption = Annotated[
-    Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window  [default: the run's]")
+    Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window (default: the run's)")
 ]
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click's, depending on the version
@@ -50,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), getattr(error, "exit_code", 2))
     except BrokenPipeError:  # `allspark config show voc | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -62,9 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (see `{command} --help`)")
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
-    return 2
+def _fail(message: str, status: int = 2) -> int:
+    head = "error: " if status == 2 else ""  # an interrupted run made no mistake
+    print(head + " ".join(message.splitlines()), file=sys.stderr)
+    return status
 
 
 def _version(wanted: bool) -> None:
@@ -101,7 +99,7 @@ def check(
     source: SourceOption = None,
     crop: Annotated[int | None, typer.Option(min=1, help="training crop; warns of smaller images [pixels]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="processes that read  [default: one a core]")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that read (default: one a core)")] = None,
 ) -> int:
     """Read every image and mask and report everything wrong at once.
 
@@ -110,10 +108,11 @@ def check(
     from allspark.data import open_source
     from allspark.data.check import check as check_source
     from allspark.data.check import print_report
+    from allspark.options import data_config
     from allspark.terminal import counting, stdout
 
-    config = _data_config(data, source)
-    opened = open_source(config)
+    config = data_config(data, source)
+    opened = open_source(config, require_labels=False)
     with counting("reading", "files") as progress:
         report = check_source(
             opened,
@@ -136,13 +135,15 @@ def split(
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same lists")] = 0,
     stratified: Annotated[bool, typer.Option("--stratified", help="keep rare classes present")] = False,
     source: SourceOption = None,
-    name: Annotated[str | None, typer.Option(help="name of the partition  [default: from the options]")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the partition (default: from the options)")] = None,
 ) -> None:
     """Make lists of labelled and unlabelled training images under DATA/splits."""
     from allspark.data import open_source
     from allspark.data.splits import make_split
+    from allspark.options import data_config
+    from allspark.terminal import counting
 
-    opened = open_source(_data_config(data, source))
+    opened = open_source(data_config(data, source), require_labels=False)
     with counting("reading", "masks") as progress:
         made = make_split(opened, labeled, seed, stratified=stratified, name=name, progress=progress)
     typer.echo(f"{made.labeled} labelled and {made.unlabeled} unlabelled images: {made.folder}")
@@ -156,40 +157,34 @@ def train(
     recipe: Annotated[str | None, typer.Option(metavar="NAME", help="a recipe, see `allspark config list`")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a configuration file")] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run  [default: runs/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run (default: runs/NAME)")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
     ] = None,
     labeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the labelled images")] = None,
     unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out exactly where it stopped")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on exactly where the run in --out stopped")] = False,
 ) -> None:
     """Train: one process, on a GPU if there is one, else on the CPU.
 
     Writes the complete configuration, a log and the checkpoints `last` and `best` into --out.
     """
-    paths = {"data.root": data, "data.labeled": labeled, "data.unlabeled": unlabeled}
-    changes = [f"{key}={os.path.abspath(path)}" for key, path in paths.items() if path is not None]
-    changes += overrides or []
-    name = recipe or (config_file.stem if config_file else None)
-    if resume:
-        config, out = _resumed(recipe, config_file, out, changes)
-    else:
-        config = _chosen(recipe, config_file, changes)
-        out = out or Path("runs") / str(name)
+    from allspark.options import chosen
+
+    paths = {"root": data, "labeled": labeled, "unlabeled": unlabeled}
+    config, out = chosen(recipe, config_file, out, resume, overrides or [], paths)
 
     from allspark.engine.train import train as run_training
-    from allspark.terminal import TrainProgress
+    from allspark.engine.ui import RichUI
+    from allspark.terminal import print_result, stderr
 
-    with TrainProgress() as ui:
-        result = run_training(config, out, resume=resume, ui=ui)
-    typer.echo(str(result))
+    print_result(run_training(config, out, resume=resume, ui=RichUI(stderr())))
 
 
 @app.command("eval")
 def evaluate(
     run: RunArgument,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="another data set  [default: the run's]")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="another data set (default: the run's)")] = None,
     split_name: Annotated[Literal["val", "train"], typer.Option("--split", help="images to evaluate")] = "val",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
     checkpoint: CheckpointOption = "best",
@@ -199,24 +194,25 @@ def evaluate(
     from allspark.data import open_source
     from allspark.engine.checkpoint import open_run
     from allspark.engine.evaluate import evaluate as score
+    from allspark.options import data_of_run, predictor
     from allspark.terminal import counting, print_scores
 
     opened = open_run(run, checkpoint)
-    config = _data_of_run(opened.config, data)
-    source = open_source(config.data)
+    where = data_of_run(opened.config, data)
+    source = open_source(where, require_labels=False)
     samples = source.val if split_name == "val" else source.labeled
     with counting("evaluating", "images") as progress:
         scores = score(
-            _predictor(opened, mode),
+            predictor(opened, mode),
             samples,
             source,
-            workers=config.data.workers,
-            max_pixels=config.data.max_pixels,
+            workers=where.workers,
+            max_pixels=where.max_pixels,
             progress=progress,
         )
     if as_json:
         head = {"run": str(run), "checkpoint": checkpoint, "split": split_name, "images": len(samples)}
-        _print_json(head | scores.as_dict(opened.classes))
+        _print_json(head | scores.to_json(opened.classes))
     else:
         print_scores(scores, opened.classes, len(samples))
 
@@ -234,12 +230,13 @@ def predict(
     """Write a mask for each image: a palette PNG of the image's own size and name."""
     from allspark.engine.checkpoint import open_run
     from allspark.inference.predict import predict_files
+    from allspark.options import predictor
     from allspark.terminal import counting
 
     opened = open_run(run, checkpoint)
     with counting("predicting", "images") as progress:
         masks = predict_files(
-            _predictor(opened, mode),
+            predictor(opened, mode),
             images,
             out,
             opened.palette,
@@ -283,47 +280,9 @@ def config_list() -> None:
         typer.echo(f"{name:12}{recipe_header(name).splitlines()[0].removeprefix('# ')}")
 
 
-def _layout(root: Path) -> str:
-    """Tell a data set's layout from its folder."""
-    return "voc" if (root / "JPEGImages").is_dir() else "folder"
-
-
-def _data_config(data: Path, source: str | None) -> DataConfig:
-    from allspark.config import Config
-    from allspark.settings import apply_overrides
-
-    return apply_overrides(Config(), [f"data.source={source or _layout(data)}", f"data.root={data}"]).data
-
-
-def _data_of_run(config: Config, data: Path | None) -> DataConfig:
-    """The run's own data set, or another one with its own lists."""
-    if data is None:
-        return config.data
-    others = {"root": data, "source": _layout(data), "split": None, "labeled": None, "unlabeled": None, "val": None}
-    return config.data.model_copy(update=others)
-
-
-def _chosen(recipe: str | None, config_file: Path | None, changes: list[str]) -> Config:
-    """The configuration that the options of `train` ask for."""
-    from allspark.settings import apply_overrides, load_config, load_recipe
-
-    if recipe and config_file:
-        raise ConfigError("--recipe and --config exclude each other: give one of them")
-    if config_file:
-        return apply_overrides(load_config(config_file), changes)
-    if recipe:
-        return apply_overrides(load_recipe(recipe), changes)
-    from allspark.recipes import RECIPES
-
-    raise ConfigError(f"say what to train: --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
-
-
-def _predictor(run: Run, mode: str | None) -> Predictor:
-    from allspark.inference.predictor import Predictor
-
-    config = run.config.eval if mode is None else run.config.eval.model_copy(update={"mode": mode})
-    return Predictor(run.segmenter, config, pick_device(run.config.train.device))
-
-
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -137,16 +137,6 @@ def _override_value(key: str, text: str, name: str) -> Any:
     return parse(text, name)
 
 
-def changed_fields(old: Config, new: Config) -> list[str]:
-    """Dotted names of the fields in which two configurations differ, in the order of the file."""
-    return [key for key, info in _fields().items() if not _is_section(info) and _get(old, key) != _get(new, key)]
-
-
-def field_value(config: Config, key: str) -> str:
-    """A field as one would write it in YAML, for messages."""
-    return flow(_get(config, key))
-
-
 def save_config(config: Config, path: Path) -> None:
     """Write the complete configuration with its comments, atomically; ``load_config`` reads the same back."""
     with atomic_write(path, "w") as file:
@@ -270,10 +260,3 @@ def _is_text(info: FieldInfo) -> bool:
 
 def _member(section: str) -> str:
     return next(key for key in _fields() if key.startswith(f"{section}."))
-
-
-def _get(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

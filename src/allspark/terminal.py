@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from allspark.engine.train import TrainResult
     from allspark.metrics import Scores
 
 
@@ -46,4 +47,13 @@ def print_scores(scores: Scores, classes: Sequence[str], images: int) -> None:
         table.add_row(name, "absent" if iou != iou else f"{100 * iou:.2f}")
     console = stdout()
     console.print(table)
-    console.print(f"\nmIoU {100 * scores.miou:.2f} %   pixel accuracy {100 * scores.pixel_accuracy:.2f} %   {images} images")
+    console.print(
+        f"\nmIoU {100 * scores.miou:.2f} %   pixel accuracy {100 * scores.pixel_accuracy:.2f} %   {images} images"
+    )
+
+
+def print_result(result: TrainResult) -> None:
+    """Print where a run is and what it reached."""
+    scores = {"best": result.best, "last": result.last}
+    reached = ", ".join(f"{name} mIoU {100 * score:.2f} %" for name, score in scores.items() if score is not None)
+    stdout().print(f"{result.out}: {result.steps} steps{reached and f'; {reached}'}")

@@ -1,0 +1,100 @@
+"""From the command line's options to configurations, data sets and predictors. torch is imported where it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from allspark.config import Config, DataConfig
+from allspark.errors import ConfigError
+from allspark.recipes import RECIPES
+from allspark.settings import apply_overrides, load_config, load_recipe
+
+if TYPE_CHECKING:
+    from allspark.engine.checkpoint import Run
+    from allspark.inference.predictor import Predictor
+
+
+def layout_of(root: Path) -> str:
+    """Tell a data set's layout from its folder."""
+    return "voc" if (root / "JPEGImages").is_dir() else "folder"
+
+
+def data_config(data: Path, source: str | None) -> DataConfig:
+    """Where `check` and `split` look.
+
+    Args:
+        data: folder of the data set.
+        source: its layout; None: told from the folder.
+
+    Raises:
+        ConfigError: there is no such layout.
+    """
+    config = apply_overrides(Config(), [f"data.source={source or layout_of(data)}"])
+    return config.data.model_copy(update={"root": data})
+
+
+def data_of_run(config: Config, data: Path | None) -> DataConfig:
+    """The data set that a run is evaluated on: its own, or another one with that one's own lists."""
+    if data is None:
+        return config.data
+    others = {"root": data, "source": layout_of(data), "split": None, "labeled": None, "unlabeled": None, "val": None}
+    return config.data.model_copy(update=others)
+
+
+def chosen(
+    recipe: str | None,
+    config_file: Path | None,
+    out: Path | None,
+    resume: bool,
+    changes: list[str],
+    paths: dict[str, Path | None],
+) -> tuple[Config, Path]:
+    """The configuration and the folder that the options of `train` ask for.
+
+    Args:
+        recipe: name of a recipe.
+        config_file: a file, in place of a recipe.
+        out: folder of the run; None: runs/NAME.
+        resume: go on with the run in ``out``; its own configuration is taken unless another is named.
+        changes: overrides, see :func:`allspark.settings.apply_overrides`.
+        paths: fields of ``data`` that have an option of their own. What exists is made absolute; a list may also be
+            named as it lies in the data set's folder.
+
+    Raises:
+        ConfigError: the options contradict each other, or name something that is not there.
+    """
+    if recipe and config_file:
+        raise ConfigError("--recipe and --config exclude each other: give one of them")
+    if resume and out is None:
+        raise ConfigError("--resume needs --out RUN, the folder of the run to go on with")
+    if config_file:
+        config, name = load_config(config_file), config_file.stem
+    elif recipe:
+        config, name = load_recipe(recipe), recipe
+    elif resume and out is not None:
+        if not (out / "config.yaml").is_file():
+            raise ConfigError(f"{out / 'config.yaml'}: no such file, so there is no run to resume in {out}")
+        config, name = load_config(out / "config.yaml"), out.name
+    else:
+        raise ConfigError(f"say what to train: --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
+    config = apply_overrides(config, changes)
+    given = {key: path.absolute() if path.exists() else path for key, path in paths.items() if path is not None}
+    data = config.data.model_copy(update=given)
+    return config.model_copy(update={"data": data}), out or Path("runs") / name
+
+
+def predictor(run: Run, mode: str | None) -> Predictor:
+    """The predictor of a run, on a GPU if there is one, unless the run was made for the CPU.
+
+    Args:
+        run: an open run.
+        mode: `whole` or `window`; None: as the run says.
+    """
+    import torch
+
+    from allspark.inference.predictor import Predictor
+
+    config = run.config.eval if mode is None else run.config.eval.model_copy(update={"mode": mode})
+    on_cpu = run.config.train.device == "cpu" or not torch.cuda.is_available()
+    return Predictor(run.segmenter, config, "cpu" if on_cpu else "cuda")

@@ -1,0 +1,67 @@
+"""Help and version: fast, and without heavy imports."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+import allspark
+from allspark.cli import main
+
+COMMANDS = ["demo", "check", "split", "train", "eval", "predict", "import-checkpoint", "config"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=True)
+
+
+def test_help_takes_less_than_400_ms_of_cpu():
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run("-m", "allspark.cli", "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.4
+
+
+@pytest.mark.parametrize("module", ["allspark", "allspark.cli", "allspark.settings", "allspark.options"])
+def test_torch_is_not_imported_with(module):
+    loaded = run("-c", f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))")
+    assert loaded.stdout.strip() == ""
+
+
+def test_check_and_split_start_without_torch():
+    modules = "allspark.data, allspark.data.check, allspark.data.splits, allspark.data.synthetic"
+    loaded = run("-c", f"import sys, {modules}; print('torch' in sys.modules)")
+    assert loaded.stdout.strip() == "False"
+
+
+def test_help_lists_all_commands(capsys):
+    assert main(["--help"]) == 0
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f" {command} " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"allspark {command}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"allspark {allspark.__version__}\n"
+
+
+def test_public_names_exist_and_others_do_not():
+    assert sorted(allspark.__all__) == sorted({name for names in allspark._HOME.values() for name in names})
+    for name in allspark.__all__:
+        assert getattr(allspark, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = allspark.nothing

@@ -1,0 +1,210 @@
+"""The textbook version equals the published arrays; the product needs fewer operations and bytes than it.
+
+Operations and live bytes are counted, not timed: they are the same on every machine.
+"""
+
+import torch
+import torch.nn.functional as F
+from benchmarks import textbook
+from benchmarks.measure import interleaved, operations, peak_bytes, peak_memory
+
+from allspark.config import Config
+from allspark.methods import build_method
+from allspark.models.allspark import AllSparkBottleneck
+from allspark.models.decoders import SegformerHead
+from allspark.types import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from tests.golden.arrays import Arrays
+
+# Some gradients are zero in exact arithmetic (a bias before batch norm, a key bias before softmax).
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def test_textbook_bottleneck_equals_the_published_one():
+    arrays = Arrays("bottleneck")
+    module = textbook.TextbookBottleneck(24, 5, (6, 6), dropout=0.0).double()
+    module.load_state_dict(arrays.part("state."))
+    for step in range(4):
+        get = arrays.part(f"step{step}.").__getitem__
+        features = get("features").requires_grad_()
+        out = module(features, Guide(2, get("logits_u"), bool(get("use_memory"))))
+        module.zero_grad()
+        out.backward(get("cotangent"))
+        torch.testing.assert_close(out, get("out"), **CLOSE)
+        torch.testing.assert_close(features.grad, get("grad.features"), **CLOSE)
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter.grad, get(f"grad.{name}"), **CLOSE)
+        torch.testing.assert_close(module.attn.kv_queue, get("memory"), **CLOSE)
+        assert torch.equal(module.attn.queue_ptr, get("pointer"))
+    torch.testing.assert_close(module.eval()(arrays["eval.features"]), arrays["eval.out"], **CLOSE)
+
+
+def test_textbook_head_equals_the_published_one():
+    arrays = Arrays("segformer_head")
+    head = textbook.TextbookHead((8, 16, 20, 32), 20, 6, dropout=0.0).double()
+    head.load_state_dict(arrays.part("state."))
+    features = [arrays[f"c{stage}"].requires_grad_() for stage in range(1, 5)]
+    torch.testing.assert_close(head.eval()(features), arrays["eval.out"], **CLOSE)
+    out = head.train()(features)
+    out.backward(arrays["train.cotangent"])
+    torch.testing.assert_close(out, arrays["train.out"], **CLOSE)
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(parameter.grad, arrays[f"train.grad.{name}"], **CLOSE)
+    torch.testing.assert_close(head.linear_fuse["bn"].running_var, arrays["after.running_var"], **CLOSE)
+
+
+def test_textbook_steps_equal_the_published_ones():
+    arrays = Arrays("train_steps")
+    sizes = {
+        "depths": [1, 2, 1, 1],
+        "hidden_sizes": [8, 16, 20, 32],
+        "num_attention_heads": [1, 2, 5, 8],
+        "sr_ratios": [8, 4, 2, 1],
+    }
+    config = textbook.SegformerConfig(**sizes, drop_path_rate=0.0)
+    config._attn_implementation = "sdpa"  # eager computes its softmax in float32
+    model = textbook.TextbookSegmenter(
+        textbook.build_encoder(config),
+        textbook.TextbookBottleneck(32, 5, (4, 4), dropout=0.0),
+        textbook.TextbookHead(sizes["hidden_sizes"], 24, 5, dropout=0.0),
+    ).double()
+    model.backbone.load_state_dict(textbook.published_encoder(arrays.part("state.")))
+    model.decoder.load_state_dict(arrays.part("state.decoder."))
+    groups = [{"params": model.backbone.parameters()}, {"params": model.decoder.parameters()}]
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
+    model.train()
+    for step in range(4):
+        for group, lr in zip(optimizer.param_groups, arrays["lr_per_step"][step].tolist(), strict=True):
+            group["lr"] = lr
+        image_l, image_u, mask = (arrays[f"step{step}.{name}"] for name in ("image_l", "image_u", "mask_l"))
+        batch = TrainBatch(LabeledBatch(image_l.double(), mask.long()), UnlabeledBatch(image_u.double()))
+        # The arrays were made one image at a time: in a batch, the published inference mixes the images.
+        scores = torch.cat([textbook.pseudo_scores(model, image[None]) for image in batch.unlabeled.image])
+        losses = textbook.textbook_step(model, optimizer, batch, step >= int(arrays["warmup_steps"]), scores)
+        torch.testing.assert_close(torch.stack(losses), arrays["losses"][step], **CLOSE)
+    for name, tensor in arrays.part("final.decoder.").items():
+        torch.testing.assert_close(model.decoder.state_dict()[name], tensor, **CLOSE)
+    torch.testing.assert_close(textbook.pseudo_scores(model, arrays["eval.image"]), arrays["eval.logits"], **CLOSE)
+
+
+def forward_backward(module, *inputs):
+    def run():
+        out = module(*inputs)
+        out.backward(torch.ones_like(out))
+        module.zero_grad()
+
+    return run
+
+
+def test_folded_head_needs_a_third_of_the_operations():
+    widths, sizes = (64, 128, 320, 512), (33, 17, 9, 5)
+    features = [torch.randn(1, c, n, n, requires_grad=True) for c, n in zip(widths, sizes, strict=True)]
+    plain = forward_backward(textbook.TextbookHead(widths, 768, 21).train(), features)
+    folded = forward_backward(SegformerHead(widths, 768, 21).train(), features)
+    assert operations(plain) > 3 * operations(folded)
+    assert peak_bytes(plain) > 1.5 * peak_bytes(folded)
+
+
+def bottleneck_peak(make, classes):
+    feature = torch.randn(2, 256, 3, 3, requires_grad=True)
+    guide = Guide(1, torch.randn(1, classes, 12, 12), read_memory=True)
+    return peak_bytes(forward_backward(make(256, classes, (3, 3)).train(), feature, guide))
+
+
+def test_bottleneck_never_holds_the_map():
+    """The more classes, the larger the map: the textbook version grows by several maps, the product by its keys."""
+    plain, product = (
+        [bottleneck_peak(make, classes) for classes in (8, 24)]
+        for make in (textbook.TextbookBottleneck, AllSparkBottleneck)
+    )
+    assert product[1] < 0.4 * plain[1]
+    assert product[1] - product[0] < 0.4 * (plain[1] - plain[0])
+
+
+def test_memory_write_has_no_loop_over_channels():
+    """As many operations for many channels as for few."""
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    calls = []
+    for channels in (16, 64):
+        memory = AllSparkBottleneck(channels, 3, (2, 2)).memory
+        with Count() as count:
+            memory.write(torch.randn(2, 4, channels), torch.randint(3, (2, channels)), (2, 2))
+        calls.append(count.calls)
+    assert calls[0] == calls[1]
+
+
+def test_whole_step_needs_less():
+    crop, classes = 65, 5
+    config = Config.model_validate(
+        {"data": {"crop": crop}, "model": {"encoder": "mit-b0", "pretrained": "none"}, "method": {"name": "allspark"}}
+    )
+    method = build_method(config, classes).train()
+    mit = textbook.mit_config("mit-b0")
+    model = textbook.TextbookSegmenter(
+        textbook.build_encoder(mit),
+        textbook.TextbookBottleneck(256, classes, (3, 3)),
+        textbook.TextbookHead(mit.hidden_sizes, 256, classes),
+    ).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    image = torch.randn(2, 1, 3, crop, crop)
+    batch = TrainBatch(LabeledBatch(image[0], torch.randint(classes, (1, crop, crop))), UnlabeledBatch(image[1]))
+
+    def step():
+        method(batch, Progress(100, 1, 200)).loss.backward()
+        method.zero_grad()
+
+    def plain():
+        textbook.textbook_step(model, optimizer, batch, read_memory=True)
+        model.zero_grad()
+
+    assert operations(plain) > 1.2 * operations(step)
+    assert peak_bytes(plain) > 1.2 * peak_bytes(step)
+
+
+class Hold:
+    """Holds ``size`` bytes for a moment."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def inputs(self):
+        return self.size
+
+    def run(self, size):
+        torch.ones(size, dtype=torch.uint8).add_(1)
+
+
+def test_peak_memory_sees_what_was_held():
+    size = 64 * 2**20
+    assert size * 0.9 < peak_memory(Hold(size)) < size * 1.5
+
+
+def test_peak_bytes_counts_what_lives_together():
+    x = torch.randn(1000)
+
+    def chain():
+        y = x * 2
+        y = y + 1  # the first product and this sum live together, then the product goes
+        del y
+        return F.relu(x)
+
+    assert peak_bytes(chain) == 2 * 4 * 1000
+
+
+def test_variants_are_timed_in_turns():
+    order = []
+
+    class Note(Hold):
+        def run(self, size):
+            order.append(size)
+
+    timings = interleaved({"a": Note("a"), "b": Note("b")}, repeats=2, warmup=1)
+    assert order == ["a", "b"] * 3
+    assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 2, "b": 2}
+    assert all(timing.median >= 0 for timing in timings.values())
