@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}")
     except _USAGE_ERROR as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "allspark"
-        return _fail(f"{error.format_message()} (see `{command} --help`)")
+        return _fail(f"{error.format_message().replace('Value error, ', '')} (see `{command} --help`)")
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -99,7 +99,7 @@ def check(
     source: SourceOption = None,
     crop: Annotated[int | None, typer.Option(min=1, help="training crop; warns of smaller images [pixels]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="processes that read (default: one a core)")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="threads that read (default: one a core)")] = None,
 ) -> int:
     """Read every image and mask and report everything wrong at once.
 
@@ -107,7 +107,7 @@ def check(
     """
     from allspark.data import open_source
     from allspark.data.check import check as check_source
-    from allspark.data.check import print_report
+    from allspark.data.report import print_report
     from allspark.options import data_config
     from allspark.terminal import counting, stdout
 
@@ -245,7 +245,7 @@ def predict(
             max_pixels=opened.config.data.max_pixels,
             progress=progress,
         )
-    typer.echo(f"{len(masks)} masks in {out}")
+    typer.echo(f"{len(masks)} mask{'s' * (len(masks) != 1)} in {out}")
 
 
 @app.command("import-checkpoint")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,20 +17,21 @@ if TYPE_CHECKING:
 
 
 def stdout() -> Console:
-    """Results go here: plain text where it is no terminal, and nothing in it is taken for markup."""
-    return Console(markup=False, highlight=False)
+    """Results go here: plain text where it is no terminal."""
+    return Console(highlight=False)
 
 
 def stderr() -> Console:
     """Progress and remarks go here."""
-    return Console(stderr=True, markup=False, highlight=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while something is counted: the value is to be called with the number done and of all."""
+    """Show a bar in a terminal while something is counted; call the value with the number done and of all."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bar:
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
 
         def progress(done: int, total: int) -> None:
@@ -44,7 +46,7 @@ def print_scores(scores: Scores, classes: Sequence[str], images: int) -> None:
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, iou in zip(classes, scores.iou, strict=True):
-        table.add_row(name, "absent" if iou != iou else f"{100 * iou:.2f}")
+        table.add_row(escape(name), "absent" if iou != iou else f"{100 * iou:.2f}")
     console = stdout()
     console.print(table)
     console.print(
@@ -56,4 +58,4 @@ def print_result(result: TrainResult) -> None:
     """Print where a run is and what it reached."""
     scores = {"best": result.best, "last": result.last}
     reached = ", ".join(f"{name} mIoU {100 * score:.2f} %" for name, score in scores.items() if score is not None)
-    stdout().print(f"{result.out}: {result.steps} steps{reached and f'; {reached}'}")
+    stdout().print(f"{result.out}: {result.steps} steps{reached and f'; {reached}'}", markup=False, soft_wrap=True)

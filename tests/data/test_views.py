@@ -33,10 +33,7 @@ def plain_geometry(image, mask, crop, config, rng):
     else:
         size = side, max(1, int(height * side / width + 0.5))
     image = image.resize((size[0], height), Image.BILINEAR).resize(size, Image.BILINEAR)
-    if mask is None:
-        mask = Image.new("L", size, 0)
-    else:
-        mask = Image.fromarray(mask).resize(size, Image.NEAREST)
+    mask = Image.new("L", size, 0) if mask is None else Image.fromarray(mask).resize(size, Image.NEAREST)
     border = 0, 0, max(0, crop[1] - size[0]), max(0, crop[0] - size[1])
     image, mask = ImageOps.expand(image, border, 0), ImageOps.expand(mask, border, 255)
     top = int(rng.integers(0, image.height - crop[0] + 1))

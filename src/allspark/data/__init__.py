@@ -5,20 +5,14 @@ from collections.abc import Callable
 from allspark.config import DataConfig
 from allspark.data.folder import open_folder
 from allspark.data.source import Source
+from allspark.data.synthetic import open_synthetic
 from allspark.data.voc import open_voc
 from allspark.errors import DataError
-
-
-def _open_synthetic(config: DataConfig, *, require_labels: bool = True) -> Source:
-    from allspark.data.synthetic import open_synthetic  # it draws the scenes, with imports that others do not need
-
-    return open_synthetic(config, require_labels=require_labels)
-
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "voc": open_voc,
-    "synthetic": _open_synthetic,
+    "synthetic": open_synthetic,
 }
 
 

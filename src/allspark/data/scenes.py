@@ -68,7 +68,7 @@ def draw_scene(
     feet = np.sort(rng.uniform(max(0.0, horizon) + 0.08 * height, 1.02 * height, len(kinds)))
     for kind, foot in zip(rng.permutation(kinds), feet, strict=True):  # far ones first: near ones cover them
         near = (float(foot) - horizon) / (height - horizon)
-        radius = height * (0.06 + 0.14 * near) * float(rng.uniform(0.75, 1.35))
+        radius = height * (0.06 + 0.14 * near) * float(rng.uniform(0.75, 1.35)) * (1.3 if kind == RING else 1)
         _put(rng, canvas, int(kind), float(foot), radius)
     return _photograph(rng, canvas, size), _shrink(canvas.classes)
 
@@ -81,7 +81,8 @@ def _background(rng: np.random.Generator, size: tuple[int, int], horizon: float)
     sky = (_colour(rng) * (1 - down) + _colour(rng) * down) * (1 + cloud)
     grain = _noise(rng, size, int(rng.integers(3, 7))) * np.float32(0.3) + _noise(rng, size, 2) * np.float32(0.25)
     patches = (_noise(rng, size, height // 6) > 0)[..., None]
-    ground = np.where(patches, _colour(rng), _colour(rng)) * (1 + grain[..., None])
+    soil = _colour(rng)
+    ground = np.where(patches, soil, 0.5 * soil + 0.5 * _colour(rng)) * (1 + grain[..., None])
     hills = _noise(rng, (1, width), width // 5)[0] * np.float32(rng.uniform(0, 0.06) * height)
     slope = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.06, 0.06) * height)
     above = np.arange(height, dtype=np.float32)[:, None] < horizon + hills + slope
@@ -123,7 +124,7 @@ def _shape(kind: int, across: Map, down: Map) -> NDArray[np.bool_]:
     if kind == CRATE:
         return (np.abs(across) < 0.85) & (np.abs(down) < 0.85)
     if kind == TENT:
-        return (down < 0.9) & (np.abs(across) < (down + 1) * np.float32(0.58))
+        return np.asarray((down < 0.9) & (np.abs(across) < (down + 1) * np.float32(0.58)))
     square = across * across + down * down
     return (square < 1) & (square > 0.3) if kind == RING else square < 1
 
@@ -138,7 +139,7 @@ def _texture(rng: np.random.Generator, name: str, across: Map, down: Map) -> Map
         along = across if rng.random() < 0.5 else down
         return _wave(along / period)
     if name == "checks":
-        return np.abs(_wave(across / period) - _wave(down / period))
+        return np.asarray(np.abs(_wave(across / period) - _wave(down / period)))
     return np.broadcast_to(np.float32(0.15), size)
 
 
@@ -172,7 +173,7 @@ def _photograph(rng: np.random.Generator, canvas: _Canvas, size: tuple[int, int]
     strength = int(rng.integers(2, 12))
     # The sum of two uniform numbers is near enough to a normal one, and exact on every machine.
     grain = rng.integers(-strength, strength + 1, (2, *size, 3), dtype=np.int16).sum(axis=0, dtype=np.int16)
-    return np.clip(np.asarray(image, np.int16) + grain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.asarray(image, np.int16) + grain, 0, 255), np.uint8)
 
 
 def _shrink(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -180,13 +181,13 @@ def _shrink(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = classes.shape
     blocks = classes.reshape(height // _FINE, _FINE, width // _FINE, _FINE)
     votes = np.stack([(blocks == kind).sum(axis=(1, 3), dtype=np.uint8) for kind in range(len(CLASSES))])
-    return votes.argmax(axis=0).astype(np.uint8)
+    return np.asarray(votes.argmax(axis=0), np.uint8)
 
 
 def _colour(rng: np.random.Generator) -> Map:
     """Any colour, rather pale than bright."""
     colour = rng.uniform(40, 225, 3)
-    return (0.6 * colour + 0.4 * colour.mean()).astype(np.float32)
+    return np.asarray(0.6 * colour + 0.4 * colour.mean(), np.float32)
 
 
 def _turn(rng: np.random.Generator) -> tuple[np.float32, np.float32]:
@@ -200,5 +201,7 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], cell: int) -> Map:
     height, width = size
     cell = max(1, cell)
     grid = rng.integers(0, 256, (height // cell + 2, width // cell + 2), dtype=np.uint8)
-    smooth = Image.fromarray(grid).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(smooth, np.float32) / np.float32(127.5) - 1
+    # In two calls: the order of the two passes, which one call leaves to Pillow's version, shows in the last bit.
+    smooth = Image.fromarray(grid).resize((width, grid.shape[0]), Image.Resampling.BILINEAR)
+    smooth = smooth.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(np.asarray(smooth, np.float32) / np.float32(127.5) - 1)

@@ -1,0 +1,260 @@
+"""Bad input ends in one line on standard error and exit status 2, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from allspark.cli import main
+from allspark.engine.checkpoint import load_checkpoint
+from tests.conftest import TINY
+
+SET = [part for override in TINY for part in ("--set", override)]
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path) -> Path:
+    """A copy of the tiny data set that a test may spoil."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory) -> Path:
+    """A finished run, to be read only."""
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    assert main(["train", "--recipe", "folder", "--data", str(tiny_folder), "--out", str(out), *SET]) == 0
+    return out
+
+
+@pytest.fixture
+def fails(capsys):
+    """Call a command that must fail; returns its message."""
+
+    def call(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        return one_line(captured.err)
+
+    return call
+
+
+def one_line(text: str) -> str:
+    """The error line, and that it is one; remarks may come before it."""
+    *_, last = text.splitlines()
+    assert last.startswith("error: ")
+    assert "Traceback" not in text
+    assert text.count("error: ") == 1
+    return last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--recipie", "voc"], "--recipie"),
+        (["train"], "--recipe NAME (folder, voc, synthetic) or --config FILE"),
+        (["train", "--recipe", "vok"], "did you mean voc?"),
+        (["train", "--recipe", "voc", "--config", "a.yaml"], "exclude each other"),
+        (["train", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["train", "--recipe", "folder"], "--data"),
+        (["train", "--recipe", "folder", "--data", "none"], "none: no such folder"),
+        (["train", "--resume"], "--resume needs --out"),
+        (["train", "--resume", "--out", "none"], "none/config.yaml: no such file"),
+        (["train", "--recipe", "folder", "--set", "data.bacth_labeled=3"], "did you mean data.batch_labeled?"),
+        (["train", "--recipe", "folder", "--set", "optim.lr=fast"], "optim.lr: expected a number, got fast"),
+        (["train", "--recipe", "folder", "--set", "data.crop"], "expected KEY=VALUE"),
+        (["eval", "none"], "none: not a run"),
+        (["predict", "none", "a.png", "--out", "masks"], "none: not a run"),
+        (["predict", "none"], "IMAGES"),
+        (["check", "none"], "none: no such folder"),
+        (["check", ".", "--source", "vok"], "expected 'folder', 'voc' or 'synthetic', got vok"),
+        (["check", "."], "images: no such folder"),
+        (["split", ".", "--labeled", "1/8"], "images: no such folder"),
+        (["split", "."], "--labeled"),
+        (["config", "show", "vok"], "did you mean voc?"),
+        (["import-checkpoint", "none.pth", "--classes", "21", "--out", "run"], "none.pth: no such file"),
+        (["import-checkpoint", "none.pth", "--classes", "x", "--out", "run"], "--classes"),
+    ],
+)
+def test_wrong_options(arguments, expected, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected.lower() in fails(*arguments).lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_key_in_a_file(fails, tmp_path, tiny_folder):
+    config = tmp_path / "my.yaml"
+    config.write_text("data:\n  bacth_labeled: 3\n")
+    message = fails("train", "--config", config, "--data", tiny_folder, "--out", tmp_path / "run")
+    assert message == f"error: {config}: unknown key data.bacth_labeled: did you mean data.batch_labeled?"
+    assert not (tmp_path / "run").exists()
+
+
+def spoil_no_masks(root: Path) -> None:
+    shutil.rmtree(root / "masks")
+
+
+def spoil_empty_list(root: Path) -> None:
+    (root / "val.txt").write_text("")
+
+
+def spoil_list(root: Path) -> None:
+    (root / "val.txt").write_text("nowhere\n")
+
+
+def spoil_classes(root: Path) -> None:
+    (root / "classes.txt").unlink()
+
+
+def spoil_mask_values(root: Path) -> None:
+    mask = next((root / "masks").iterdir())
+    Image.open(mask).convert("L").point(lambda value: 255 * (value % 2) or 99).save(mask)
+
+
+def spoil_mask_size(root: Path) -> None:
+    mask = next((root / "masks").iterdir())
+    with Image.open(mask) as picture:
+        small = picture.crop((0, 0, 10, 10))
+    small.save(mask)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (spoil_no_masks, "mask"),
+        (spoil_empty_list, "val.txt"),
+        (spoil_list, "nowhere"),
+        (spoil_classes, "classes.txt"),
+        (spoil_mask_values, "masks"),
+        (spoil_mask_size, "masks"),
+    ],
+)
+def test_wrong_data_stops_training_before_it_begins(spoil, expected, fails, folder, tmp_path):
+    spoil(folder)
+    out = tmp_path / "run"
+    assert expected in fails("train", "--recipe", "folder", "--data", folder, "--out", out, *SET)
+    assert not out.exists()
+
+
+def test_empty_split_is_named(fails, folder, tmp_path):
+    (folder / "splits" / "none").mkdir(parents=True)
+    (folder / "splits" / "none" / "labeled.txt").write_text("\n")
+    message = fails("train", "--recipe", "folder", "--data", folder, "--out", tmp_path / "run", *SET,
+                    "--set", "data.split=none")  # fmt: skip
+    assert "labeled.txt: the list is empty" in message
+    message = fails("train", "--recipe", "folder", "--data", folder, "--out", tmp_path / "run", *SET,
+                    "--set", "data.split=1_8")  # fmt: skip
+    assert "1_8" in message
+
+
+def test_corrupt_image_in_mid_training_is_named_and_the_checkpoint_is_intact(fails, folder, tmp_path):
+    out = tmp_path / "run"
+    train = ["train", "--recipe", "folder", "--data", folder, "--out", out, *SET]
+    bad = min((folder / "images").glob("unlabeled*"))
+    # Half of the picture is there: its head is right, so that only reading it whole finds out.
+    bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
+    more = ["--set", "train.epochs=20", "--set", "train.checkpoint_every=1"]
+    message = fails(*train, *more)
+    assert bad.name in message
+    if (out / "checkpoints").exists():
+        load_checkpoint(out / "checkpoints" / "last.safetensors")
+    shutil.rmtree(out, ignore_errors=True)
+    assert main([str(x) for x in (*train, "--set", "data.on_bad_image=skip")]) == 0
+
+
+def test_a_run_is_not_overwritten(fails, run, tiny_folder):
+    before = (run / "checkpoints" / "last.safetensors").read_bytes()
+    message = fails("train", "--recipe", "folder", "--data", tiny_folder, "--out", run, *SET)
+    assert "--resume" in message
+    assert (run / "checkpoints" / "last.safetensors").read_bytes() == before
+
+
+def test_resume_refuses_another_experiment_and_names_the_field(fails, run, tiny_folder):
+    assert "optim.lr" in fails("train", "--out", run, "--resume", "--set", "optim.lr=0.5")
+    message = fails("train", "--out", run, "--resume", "--recipe", "synthetic", "--data", tiny_folder)
+    assert re.search(r"cannot be resumed with [a-z]+\.[a-z_]+ = ", message)
+
+
+def test_evaluation_with_another_class_count_names_both(fails, run, folder):
+    classes = folder / "classes.txt"
+    lines = classes.read_text().splitlines()
+    classes.write_text("\n".join([*lines, f"{len(lines)}\tmore\t1 2 3" if "\t" in lines[0] else "more"]) + "\n")
+    message = fails("eval", run, "--data", folder)
+    assert re.search(rf"\b{len(lines)}\b.*\b{len(lines) + 1}\b", message)
+
+
+def test_damaged_and_foreign_checkpoints_are_named(fails, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    assert "safetensors: truncated" in fails("eval", copy)
+    assert "safetensors: truncated" in fails("train", "--out", copy, "--resume")
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
+    message = fails("import-checkpoint", tmp_path / "other.pth", "--classes", 21, "--out", tmp_path / "new")
+    assert "other.pth" in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_predict_names_what_cannot_be_read(fails, run, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    assert "a.png" in fails("predict", run, tmp_path / "a.png", "--out", tmp_path / "masks")
+    assert "none.png" in fails("predict", run, tmp_path / "none.png", "--out", tmp_path / "masks")
+    assert "a.png" in fails("predict", run, tmp_path / "a.png", "--out", tmp_path)
+
+
+def start(*arguments: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program for real, with files of at most ``limit`` bytes."""
+
+    def restrict() -> None:
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [sys.executable, "-m", "allspark.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=restrict,
+    )
+
+
+def test_full_disk_leaves_the_last_checkpoint_intact(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    last = copy / "checkpoints" / "last.safetensors"
+    image = next(Path(load_checkpoint(last).meta["config"]["data"]["root"], "images").iterdir())
+    done = start("predict", copy, image, "--out", tmp_path / "masks", limit=10)
+    assert done.returncode == 2
+    assert "masks" in one_line(done.stderr)
+    assert list((tmp_path / "masks").iterdir()) == []
+
+    before = last.read_bytes()
+    longer = (copy / "config.yaml").read_text()
+    assert "epochs: 2.0" in longer
+    out = tmp_path / "full"
+    done = start("train", "--config", copy / "config.yaml", "--out", out, limit=len(before) // 2)
+    assert done.returncode == 2
+    assert "safetensors" in one_line(done.stderr)
+    assert not list(out.rglob("*.safetensors"))
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_not():
+    command = f"{sys.executable} -m allspark.cli config show voc"
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True, timeout=60)
+    assert full.returncode != 0
+    assert "Traceback" not in full.stderr
+    closed = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True, timeout=60)
+    assert closed.stderr == ""
