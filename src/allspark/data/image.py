@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ IGNORE_COLOUR: RGB = (224, 224, 192)
 """How ignored pixels are shown, as in PASCAL VOC."""
 
 # What Pillow's decoders raise on damaged files.
+_HEADERS = threading.Lock()
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
 
 
@@ -144,14 +146,18 @@ def overlay(image: Image.Image, mask: NDArray[np.uint8], palette: Sequence[RGB],
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image file; whatever its decoder raises in the block becomes one line that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd metadata and large sizes; the limit below is ours
-            with Image.open(path) as image:
-                if image.width * image.height > max_pixels:
-                    raise DataError(
-                        f"{path}: {image.width} x {image.height} pixels are more than data.max_pixels = {max_pixels}"
-                    )
-                yield image
+        # Warnings on odd metadata and large sizes help nobody here, and the filters belong to all threads.
+        with _HEADERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+            with suppress(*_DAMAGE):
+                image.getexif()  # odd metadata is no damage; parsed here, it warns here
+        with image:
+            if image.width * image.height > max_pixels:
+                raise DataError(
+                    f"{path}: {image.width} x {image.height} pixels are more than data.max_pixels = {max_pixels}"
+                )
+            yield image
     except DataError:
         raise
     except FileNotFoundError as error:

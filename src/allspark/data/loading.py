@@ -202,8 +202,8 @@ def _batches(loader: DataLoader[TrainBatch | DataError]) -> Generator[TrainBatch
                 if not (str(error).startswith("DataLoader worker") and "exited unexpectedly" in str(error)):
                     raise
                 raise DataError(
-                    f"a process that reads images died ({str(error).split(')')[0]})); most often memory ran out: use "
-                    "fewer data.workers or smaller images; data.workers=0 reads in the main process"
+                    "a process that reads images died, most often because memory (in a container: /dev/shm) ran out: "
+                    "use fewer data.workers or a smaller data.crop; data.workers=0 reads in the main process"
                 ) from error
             if isinstance(item, DataError):
                 raise item

@@ -145,14 +145,15 @@ def _resize_window(image: Image.Image, geometry: Geometry) -> Image.Image:
 
 def _assemble(part: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     """Flip, and fill the rest of the crop with the colour that the padding has."""
-    pixels = np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else part)
-    rows, columns = pixels.shape[:2]
-    if (rows, columns) == geometry.crop:
-        return pixels
-    out: NDArray[np.uint8] = np.empty((*geometry.crop, 3), np.uint8)
-    out[:] = pixels[-1, 0 if geometry.flip else -1]
-    out[:rows, geometry.place(columns)] = pixels
-    return out
+    if geometry.flip:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    height, width = geometry.crop
+    if part.size != (width, height):
+        corner = part.getpixel((0 if geometry.flip else part.width - 1, part.height - 1))
+        sheet = Image.new("RGB", (width, height), corner)
+        sheet.paste(part, (geometry.place(part.width).start, 0))
+        part = sheet
+    return np.asarray(part)
 
 
 def _mask_view(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:

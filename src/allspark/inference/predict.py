@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from allspark.data.image import IMAGE_SUFFIXES, read_image, write_mask
+from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, read_image, write_mask
 from allspark.data.image import overlay as blend
 from allspark.data.source import RGB
 from allspark.errors import DataError, UserError
@@ -146,7 +146,7 @@ def predict_files(
     *,
     overlay: bool = False,
     scores: bool = False,
-    max_pixels: int = 178_956_970,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write a mask for each image: a palette PNG of the image's own size and name.

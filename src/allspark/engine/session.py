@@ -1,0 +1,207 @@
+"""All that a run works with, and how it is written down and taken up again."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from allspark.config import Config
+from allspark.data import open_source
+from allspark.data.check import check
+from allspark.data.loading import steps_per_epoch
+from allspark.data.source import Source
+from allspark.engine.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    describe,
+    load_checkpoint,
+    load_model,
+    model_tensors,
+)
+from allspark.engine.optim import build_optimizer
+from allspark.engine.ui import TrainUI
+from allspark.errors import CheckpointError, ConfigError, DataError
+from allspark.methods import build_method
+from allspark.methods.base import Method
+from allspark.models.encoders import resolve_encoder
+from allspark.settings import save_config
+
+# Settings that a resumed run may change: they do not touch what is learned.
+_FREE = {"data.root", "data.workers", "data.max_pixels", "train.device", "train.log_every", "train.checkpoint_every"}
+
+
+@dataclass
+class State:
+    """What outlives a step beside tensors; it is in every checkpoint."""
+
+    step: int = 0  # weight updates done
+    seconds: float = 0.0
+    best: float | None = None
+    last: float | None = None
+    sums: dict[str, float] = field(default_factory=dict)  # of the log row that is being gathered
+    count: int = 0
+
+
+@dataclass
+class Session:
+    """Everything that one call of :func:`allspark.engine.train.train` works with."""
+
+    config: Config
+    out: Path
+    source: Source
+    accelerator: Accelerator
+    method: Method  # bare, for its state
+    wrapped: Any  # for its forward pass
+    optimizer: torch.optim.Optimizer
+    state: State
+    steps_per_epoch: int
+    total: int
+    ui: TrainUI
+
+
+def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: TrainUI) -> Session:
+    """Open the data, build the network, and bring both to where the checkpoint stood."""
+    config = config.model_copy(update={"model": resolve_encoder(config.model)})
+    source = open_source(config.data)
+    _fast_check(source, config, ui)
+    accelerator = _accelerator(config)
+    torch.manual_seed(config.seed)
+    method = build_method(config, source.num_classes)
+    if config.train.precision == "fp64":
+        method.double()
+    if method.wants_unlabeled and not source.unlabeled:
+        raise DataError(
+            f"{source.root}: no unlabelled image, which method {config.method.name} learns from; add images without "
+            "masks, make lists with `allspark split`, or set method.name=supervised"
+        )
+    optimizer = build_optimizer(method, config.optim)
+    wrapped, prepared = accelerator.prepare(method, optimizer)
+    epoch = steps_per_epoch(source, config, accelerator.num_processes)
+    total = max(1, math.ceil(config.train.epochs * epoch))
+    session = Session(config, out, source, accelerator, method, wrapped, prepared, State(), epoch, total, ui)
+    if checkpoint is not None:
+        _restore(session, checkpoint)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(_absolute(config), out / "config.yaml")
+    ui.note(
+        f"{config.method.name} on {accelerator.device}: {len(source.labeled)} labelled, {len(source.unlabeled)} "
+        f"unlabelled, {len(source.val)} validation images; {total} steps of {epoch} an epoch; writing to {out}"
+    )
+    if not source.val:
+        ui.note("no validation images: the last checkpoint is the result")
+    return session
+
+
+def _absolute(config: Config) -> Config:
+    """The configuration with the data set's place written out, so that it holds from any folder."""
+    root = config.data.root
+    assert root is not None
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root.resolve()})})
+
+
+def look_at(out: Path, resume: bool) -> Checkpoint | None:
+    """Refuse to mix runs: a folder that holds one is resumed on request only."""
+    path = checkpoint_path(out, "last")
+    if resume:
+        return load_checkpoint(path) if path.is_file() else None
+    if path.is_file() or (out / "config.yaml").is_file():
+        raise ConfigError(f"{out}: already holds a run; go on with --resume, or choose another --out")
+    return None
+
+
+def _fast_check(source: Source, config: Config, ui: TrainUI) -> None:
+    """Stop before training on data that cannot be right."""
+    report = check(
+        source,
+        crop=config.data.crop,
+        max_pixels=config.data.max_pixels,
+        workers=min(config.data.workers, os.cpu_count() or 1),
+        fast=True,
+    )
+    errors = [finding for finding in report.findings if finding.level == "error"]
+    # A run that is told to skip unreadable images learns from the others.
+    if config.data.on_bad_image == "skip":
+        errors = [finding for finding in errors if finding.kind != "unreadable"]
+    if errors:
+        more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0].message}{more}; run `allspark check {source.root}` for all of them")
+    for line in (*source.notes, *(f.message for f in report.findings if f.level == "warning")):
+        ui.note(f"note: {line}")
+
+
+def _accelerator(config: Config) -> Accelerator:
+    """Accelerate's view of the machine; a second run in one process may choose anew."""
+    wanted, precision = config.train.device, config.train.precision
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but torch sees no GPU; use auto or cpu")
+    on_cpu = wanted == "cpu" or not torch.cuda.is_available()
+    if on_cpu and precision == "fp16":
+        raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
+        cpu=on_cpu,
+        gradient_accumulation_steps=config.optim.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def meta(session: Session) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors."""
+    return {**describe(_absolute(session.config), session.source), "state": asdict(session.state)}
+
+
+def tensors(session: Session) -> dict[str, Tensor]:
+    """Network, method state, momentum and random states."""
+    tensors = model_tensors(session.method.segmenter)
+    for name, tensor in session.method.state_dict().items():
+        if not name.startswith("segmenter."):
+            tensors[f"method.{name}"] = tensor
+    names = {id(parameter): name for name, parameter in session.method.named_parameters()}
+    for parameter, memory in session.optimizer.state.items():
+        if memory.get("momentum_buffer") is not None:
+            tensors[f"momentum.{names[id(parameter)]}"] = memory["momentum_buffer"]
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if session.accelerator.device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(session.accelerator.device)
+    return tensors
+
+
+def _restore(session: Session, checkpoint: Checkpoint) -> None:
+    """Take everything back from a checkpoint; refuse one of another experiment."""
+    path = checkpoint_path(session.out, "last")
+    changed = sorted(_differences(checkpoint.meta["config"], _absolute(session.config).model_dump(mode="json")))
+    if changed:
+        name, old, new = changed[0]
+        raise ConfigError(f"{path}: cannot be resumed with {name} = {new}, it was trained with {old}")
+    load_model(session.method.segmenter, checkpoint, path)
+    try:
+        session.method.load_state_dict(checkpoint.part("method."), strict=False)
+        named = dict(session.method.named_parameters())
+        for name, buffer in checkpoint.part("momentum.").items():
+            session.optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name])
+        torch.set_rng_state(checkpoint.tensors["rng.cpu"])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error} is missing; it cannot be resumed") from error
+    if session.accelerator.device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], session.accelerator.device)
+    session.state = State(**checkpoint.meta["state"])
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in {*old, *new}:
+        name, a, b = prefix + key, old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and name != "model.encoder_config":
+            yield from _differences(a, b, f"{name}.")
+        elif a != b and name not in _FREE:
+            yield name, a, b

@@ -1,0 +1,304 @@
+"""The loop: what it writes, what it refuses, and that a run interrupted anywhere goes on as if nothing had happened."""
+
+import csv
+import itertools
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from allspark.data import open_source
+from allspark.data.image import read_image
+from allspark.data.loading import TrainStream
+from allspark.engine import train as train_module
+from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, open_run
+from allspark.engine.log import read_log
+from allspark.engine.signals import Interrupted
+from allspark.engine.train import train
+from allspark.errors import CheckpointError, ConfigError, DataError, UserError
+from allspark.methods import METHODS, build_method
+from allspark.settings import apply_overrides, load_config
+from allspark.types import Progress
+
+
+@pytest.fixture
+def config(tiny_config, tiny_folder):
+    return apply_overrides(tiny_config, [f"data.root={tiny_folder}", "train.checkpoint_every=1"])
+
+
+def losses(run):
+    return [(row["step"], row["loss"]) for row in read_log(run) if "loss" in row]
+
+
+def same_end(left, right):
+    """Checkpoints that agree in every bit: weights, memory, momentum, random states, scores."""
+    a, b = (load_checkpoint(checkpoint_path(run, "last")) for run in (left, right))
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        assert torch.equal(tensor, b.tensors[name]), name
+    for key in ("step", "best", "last"):
+        assert a.meta["state"][key] == b.meta["state"][key]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_config_log_and_checkpoints(config, tmp_path, method):
+    config = apply_overrides(config, [f"method.name={method}"])
+    result = train(config, tmp_path / "run")
+    assert result.steps == 4 and result.best is not None and 0 <= result.last <= result.best <= 1
+    assert load_config(tmp_path / "run" / "config.yaml").method.name == method
+    rows = read_log(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "miou" in row] == [2, 4]
+    assert max(row["miou"] for row in rows if "miou" in row) == result.best
+    with (tmp_path / "run" / "log.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows) and float(table[0]["loss"]) == rows[0]["loss"]
+    assert ("memory_fill" in rows[0]) == (method == "allspark")
+    run = open_run(tmp_path / "run")
+    assert run.segmenter.num_classes == len(run.classes) == 6 and not run.segmenter.training
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_learning_rate_follows_poly_from_the_first_step(config, tmp_path):
+    train(config, tmp_path / "run")
+    rates = [row["lr"] for row in read_log(tmp_path / "run") if "loss" in row]
+    assert rates == pytest.approx([0.01 * (1 - i / 4) ** 0.9 for i in range(4)], rel=1e-12)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_resume_is_exact(config, tmp_path, monkeypatch, workers, stop_after):
+    config = apply_overrides(config, [f"data.workers={workers}", "method.warmup_epochs=0.5"])
+    train(config, tmp_path / "whole")
+    count = itertools.count(1)
+    update = train_module._update
+
+    def stop_then(session, batches):
+        update(session, batches)
+        if next(count) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train_module, "_update", stop_then)
+    with pytest.raises(Interrupted, match="--resume") as stopped:
+        train(config, tmp_path / "parts")
+    assert stopped.value.exit_code == 143
+    monkeypatch.setattr(train_module, "_update", update)
+    train(config, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_inside_a_log_row_keeps_its_mean(config, tmp_path, monkeypatch):
+    config = apply_overrides(config, ["train.log_every=3"])
+    train(config, tmp_path / "whole")
+    update = train_module._update
+
+    def stop_then(session, batches):
+        update(session, batches)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train_module, "_update", stop_then)
+    for attempt in range(3):
+        with pytest.raises(Interrupted):
+            train(config, tmp_path / "parts", resume=attempt > 0)
+    monkeypatch.setattr(train_module, "_update", update)
+    train(config, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_a_killed_process_resumes_exactly(config, tmp_path):
+    """SIGKILL at whatever moment; the log is cut back to the checkpoint and written again."""
+    config = apply_overrides(config, ["train.steps_per_epoch=20", "train.checkpoint_every=3", "data.workers=1"])
+    train(config, tmp_path / "whole")
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\nfrom allspark.config import Config\nfrom allspark.engine.train import train\n"
+        f"config = Config.model_validate_json({config.model_dump_json()!r})\n"
+        f"train(config, Path({str(tmp_path / 'parts')!r}), resume=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    path = checkpoint_path(tmp_path / "parts", "last")
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    train(config, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_validation_does_not_disturb_training(config, tmp_path):
+    often = apply_overrides(config, ["train.steps_per_epoch=1", "train.epochs=4", "method.warmup_epochs=2"])
+    rarely = apply_overrides(often, ["train.eval_every=4"])
+    train(often, tmp_path / "often")
+    train(rarely, tmp_path / "rarely")
+    assert losses(tmp_path / "often") == losses(tmp_path / "rarely")
+
+
+@pytest.mark.parametrize(("accumulate", "clip"), [(1, "null"), (2, "null"), (2, "0.1")])
+def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
+    """Plain torch, step by step: mean of the micro-batches' gradients, clipping, SGD, poly."""
+    config = apply_overrides(
+        config, ["train.precision=fp64", f"optim.accumulate={accumulate}", f"optim.clip_norm={clip}"]
+    )
+    train(config, tmp_path / "run")
+    source = open_source(config.data)
+    torch.manual_seed(config.seed)
+    method = build_method(config, source.num_classes).double().train()
+    encoder = set(method.segmenter.encoder.parameters())
+    groups = [{"params": [p for p in method.parameters() if (p in encoder) == inside]} for inside in (True, False)]
+    optimizer = torch.optim.SGD(groups, 0.01, momentum=0.9, weight_decay=1e-4)
+    stream = TrainStream(source, config, want_unlabeled=True)
+    expected = []
+    for step in range(4):
+        for group, factor in zip(optimizer.param_groups, (1, config.optim.head_multiplier), strict=True):
+            group["lr"] = 0.01 * factor * (1 - step / 4) ** 0.9
+        total = 0.0
+        for part in range(accumulate):
+            loss = method(stream[step * accumulate + part].with_images(torch.float64), Progress(step, 2, 4)).loss
+            (loss / accumulate).backward()
+            total += float(loss) / accumulate
+        if clip != "null":
+            torch.nn.utils.clip_grad_norm_(method.parameters(), float(clip))
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append((step + 1, total))
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-12)
+    final = load_checkpoint(checkpoint_path(tmp_path / "run", "last")).part("model.")
+    for name, value in method.segmenter.state_dict().items():
+        torch.testing.assert_close(final[name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_methods_start_from_the_same_weights(config, tmp_path):
+    states = []
+    for method in METHODS:
+        still = apply_overrides(
+            config, [f"method.name={method}", "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"]
+        )
+        train(still, tmp_path / method)
+        states.append(load_checkpoint(checkpoint_path(tmp_path / method, "last")).part("model."))
+    for state in states[1:]:
+        for name, tensor in states[0].items():
+            if "running" not in name and "num_batches" not in name:
+                torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-12)
+
+
+def test_two_runs_in_one_process_may_differ_in_precision(config, tmp_path):
+    for precision in ("fp64", "bf16", "fp32"):
+        chosen = apply_overrides(config, [f"train.precision={precision}", "train.epochs=0.5"])
+        assert train(chosen, tmp_path / precision).steps == 1
+
+
+def test_a_second_run_into_the_folder_is_refused(config, tmp_path):
+    short = apply_overrides(config, ["train.epochs=0.5"])
+    train(short, tmp_path / "run")
+    before = checkpoint_path(tmp_path / "run", "last").read_bytes()
+    with pytest.raises(ConfigError, match="--resume"):
+        train(short, tmp_path / "run")
+    assert checkpoint_path(tmp_path / "run", "last").read_bytes() == before
+    assert train(short, tmp_path / "run", resume=True).steps == 1
+
+
+def test_a_resume_with_another_setting_names_it(config, tmp_path):
+    train(apply_overrides(config, ["train.epochs=0.5"]), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"optim\.lr = 0\.5, it was trained with 0\.01"):
+        train(apply_overrides(config, ["train.epochs=0.5", "optim.lr=0.5"]), tmp_path / "run", resume=True)
+
+
+def test_a_resume_may_change_the_number_of_workers(config, tmp_path):
+    train(apply_overrides(config, ["train.epochs=0.5"]), tmp_path / "run")
+    assert train(apply_overrides(config, ["train.epochs=0.5", "data.workers=1"]), tmp_path / "run", resume=True)
+
+
+def test_another_number_of_classes_is_named(config, tmp_path, tiny_folder):
+    short = apply_overrides(config, ["train.epochs=0.5"])
+    train(short, tmp_path / "run")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("images", "masks", "train.txt", "val.txt"):
+        (other / name).symlink_to(tiny_folder / name)
+    names = (tiny_folder / "classes.txt").read_text().splitlines()
+    (other / "classes.txt").write_text("\n".join([*names, "6\tmoon\t1 2 3"]) + "\n")
+    with pytest.raises(CheckpointError, match="trained for 6 classes, but the data set has 7"):
+        train(apply_overrides(short, [f"data.root={other}"]), tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images(config, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) in step \d+ \(images labeled_"):
+        train(apply_overrides(config, ["optim.lr=1e30", "train.steps_per_epoch=10"]), tmp_path / "run")
+
+
+@pytest.fixture
+def broken(tiny_folder, tmp_path):
+    """The data set with an image that ends in the middle."""
+    root = tmp_path / "broken"
+    root.mkdir()
+    for name in ("masks", "train.txt", "val.txt", "classes.txt"):
+        (root / name).symlink_to(tiny_folder / name)
+    (root / "images").mkdir()
+    for path in (tiny_folder / "images").iterdir():
+        (root / "images" / path.name).symlink_to(path)
+    victim = root / "images" / "unlabeled_0003.png"
+    content = victim.read_bytes()
+    victim.unlink()
+    victim.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError):
+        read_image(victim)
+    return root
+
+
+def test_a_corrupt_file_in_mid_training_is_named(config, broken, tmp_path):
+    with pytest.raises(DataError, match=r"unlabeled_0003\.png"):
+        train(apply_overrides(config, [f"data.root={broken}", "data.workers=2"]), tmp_path / "run")
+
+
+def test_a_corrupt_file_can_be_skipped(config, broken, tmp_path):
+    lines = []
+
+    class Collect(train_module.Silent):
+        def note(self, line):
+            lines.append(line)
+
+    skip = apply_overrides(config, [f"data.root={broken}", "data.on_bad_image=skip"])
+    assert train(skip, tmp_path / "run", ui=Collect()).steps == 4
+    assert any(line.startswith("skipped") and "unlabeled_0003.png" in line for line in lines)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
+    written = itertools.count(1)
+    save = train_module.save_checkpoint
+
+    def full(path, tensors, meta):
+        if next(written) == 3:
+            raise OSError(28, "No space left on device", str(path))
+        save(path, tensors, meta)
+
+    monkeypatch.setattr(train_module, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path / "run")
+    assert load_checkpoint(checkpoint_path(tmp_path / "run", "last")).meta["state"]["step"] == 1
+    monkeypatch.setattr(train_module, "save_checkpoint", save)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "run", resume=True)
+    same_end(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("train.device=cuda", ConfigError, "no GPU"),
+        ("train.precision=fp16", ConfigError, "fp16 needs a GPU"),
+        ("data.root=/nowhere", DataError, "/nowhere: no such folder"),
+        ("data.split=none", DataError, "allspark split"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
+def test_what_cannot_work_leaves_nothing_behind(config, tmp_path, override, error, words):
+    with pytest.raises(error, match=words):
+        train(apply_overrides(config, [override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
