@@ -168,7 +168,7 @@ def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
         optimizer.step()
         optimizer.zero_grad()
         expected.append((step + 1, total))
-    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-12)
+    assert dict(losses(tmp_path / "run")) == pytest.approx(dict(expected), rel=1e-12)
     final = load_checkpoint(checkpoint_path(tmp_path / "run", "last")).part("model.")
     for name, value in method.segmenter.state_dict().items():
         torch.testing.assert_close(final[name], value, rtol=1e-10, atol=1e-12)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from allspark.engine.optim import build_optimizer, poly, set_lr
 
 from allspark.config import Config
+from allspark.engine.optim import build_optimizer, poly, set_lr
 from allspark.methods.allspark import AllSpark
 from allspark.models.allspark import _PUBLISHED_NAMES as BOTTLENECK_NAMES
 from allspark.models.allspark import AllSparkBottleneck

@@ -27,8 +27,9 @@ MAX_PIXELS = 178_956_970
 IGNORE_COLOUR: RGB = (224, 224, 192)
 """How ignored pixels are shown, as in PASCAL VOC."""
 
-# What Pillow's decoders raise on damaged files.
+# Warning filters belong to all threads: one at a time changes them.
 _HEADERS = threading.Lock()
+# What Pillow's decoders raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
 
 
