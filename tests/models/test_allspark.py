@@ -27,8 +27,8 @@ class NaiveMemory:
         self.rows = [list(rows) for rows in channels.clone()]
         self.cursor = [0] * len(self.rows)
 
-    def write(self, tokens, classes):
-        for image, image_classes in zip(tokens.transpose(1, 2), classes, strict=True):
+    def write(self, channels, classes):
+        for image, image_classes in zip(channels, classes, strict=True):
             for channel, k in zip(image, image_classes.tolist(), strict=True):
                 self.rows[k][self.cursor[k]] = channel
                 self.cursor[k] = (self.cursor[k] + 1) % len(self.rows[k])
@@ -41,9 +41,9 @@ def test_memory_is_first_in_first_out_per_class(num_classes, slots, images, seed
     memory = SemanticMemory(num_classes, slots, (2, 3))
     naive = NaiveMemory(memory.channels)
     for _ in range(3):
-        tokens, classes = torch.randn(images, 6, slots), torch.randint(num_classes, (images, slots))
-        memory.write(tokens, classes, (2, 3))
-        naive.write(tokens, classes)
+        channels, classes = torch.randn(images, slots, 6), torch.randint(num_classes, (images, slots))
+        memory.write(channels, classes, (2, 3))
+        naive.write(channels, classes)
         assert torch.equal(memory.channels, torch.stack([torch.stack(rows) for rows in naive.rows]))
         assert memory.cursor.tolist() == naive.cursor
 
@@ -55,9 +55,9 @@ def test_memory_without_classes_is_one_queue(num_classes, slots, images, seed):
     memory = SemanticMemory(num_classes, slots, (2, 3))
     naive = NaiveMemory(memory.channels.reshape(1, num_classes * slots, 6))
     for step in range(1, 4):
-        tokens = torch.randn(images, 6, slots)
-        memory.write(tokens, None, (2, 3))
-        naive.write(tokens, torch.zeros(images, slots, dtype=torch.int64))
+        channels = torch.randn(images, slots, 6)
+        memory.write(channels, None, (2, 3))
+        naive.write(channels, torch.zeros(images, slots, dtype=torch.int64))
         assert torch.equal(memory.channels.reshape(-1, 6), torch.stack(naive.rows[0]))
         assert int(memory.written.sum()) == step * images * slots
 
@@ -71,7 +71,7 @@ def test_memory_fill_counts_filled_slots():
 def test_grouping_finds_the_most_similar_map():
     scores = torch.randn(2, 3, 4, 4)
     channels = torch.stack([scores[:, 2], scores[:, 0] * 7, -scores[:, 1]], 1)
-    classes = group_channels(channels.flatten(2).transpose(1, 2), scores, (4, 4))
+    classes = group_channels(channels.flatten(2), scores, (4, 4))
     similarity = F.cosine_similarity(channels.flatten(2)[:, :, None], scores.flatten(2)[:, None], dim=3)
     assert classes[:, 0].eq(2).all() and classes[:, 1].eq(0).all()
     assert torch.equal(classes, similarity.argmax(2))
@@ -79,10 +79,10 @@ def test_grouping_finds_the_most_similar_map():
 
 def test_paper_grouping_uses_probabilities():
     torch.manual_seed(0)
-    tokens, scores = torch.randn(2, 16, 12), 5 * torch.randn(2, 3, 4, 4)
-    expected = torch.einsum("ukn,unc->uck", scores.softmax(1).flatten(2), tokens).argmax(2)
-    assert torch.equal(group_channels(tokens, scores, (4, 4), "paper"), expected)
-    assert not torch.equal(expected, group_channels(tokens, scores, (4, 4)))
+    channels, scores = torch.randn(2, 12, 16), 5 * torch.randn(2, 3, 4, 4)
+    expected = torch.einsum("ukn,ucn->uck", scores.softmax(1).flatten(2), channels).argmax(2)
+    assert torch.equal(group_channels(channels, scores, (4, 4), "paper"), expected)
+    assert not torch.equal(expected, group_channels(channels, scores, (4, 4)))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 3), (1, 1)])

@@ -11,14 +11,14 @@ from allspark.models.attention import channel_attention
 def textbook(query, key, value):
     """Store the map: scores, instance norm over the whole map of each group, softmax, product."""
     key, value = (x.expand(len(query), -1, -1) for x in (key, value))
-    scores = query.transpose(1, 2) @ key
+    scores = query @ key.mT
     scores = F.instance_norm(scores.unsqueeze(1), eps=1e-5).squeeze(1)
-    return (scores.softmax(2) @ value.transpose(1, 2)).transpose(1, 2)
+    return scores.softmax(2) @ value
 
 
 def draw(groups, tokens, rows, cols, shared, offset=0.0):
-    query = torch.randn(groups, tokens, rows, dtype=torch.float64) + offset
-    key, value = torch.randn(2, 1 if shared else groups, tokens, cols, dtype=torch.float64) + offset
+    query = torch.randn(groups, rows, tokens, dtype=torch.float64) + offset
+    key, value = torch.randn(2, 1 if shared else groups, cols, tokens, dtype=torch.float64) + offset
     return [x.requires_grad_() for x in (query, key, value)]
 
 
@@ -26,10 +26,12 @@ def draw(groups, tokens, rows, cols, shared, offset=0.0):
     ("groups", "tokens", "rows", "cols", "shared"),
     [(1, 7, 5, 5, False), (4, 36, 24, 24, False), (2, 36, 48, 240, True), (3, 5, 300, 17, True), (2, 1, 3, 4, False)],
 )
-def test_equals_textbook_in_value_and_gradient(groups, tokens, rows, cols, shared):
+def test_equals_textbook_in_value_and_gradient(groups, tokens, rows, cols, shared, monkeypatch):
+    monkeypatch.setattr(attention, "_ROWS", 70)
+    monkeypatch.setattr(attention, "_COLUMNS", 50)
     torch.manual_seed(0)
     inputs = draw(groups, tokens, rows, cols, shared)
-    cotangent = torch.randn(groups, tokens, rows, dtype=torch.float64)
+    cotangent = torch.randn(groups, rows, tokens, dtype=torch.float64)
     results = []
     for function in (channel_attention, textbook):
         out = function(*inputs)
@@ -58,7 +60,7 @@ def test_a_group_does_not_see_the_others():
 
 def test_no_groups_is_no_work():
     query, key, value = draw(0, 4, 6, 6, True)
-    assert channel_attention(query, key, value).shape == (0, 4, 6)
+    assert channel_attention(query, key, value).shape == (0, 6, 4)
 
 
 def with_dropout(inputs, dropout, seed):
@@ -76,25 +78,34 @@ def test_dropout_repeats_with_the_seed_and_differs_without():
 
 
 def test_dropout_gradient_is_that_of_its_own_mask(monkeypatch):
-    """Backward draws each block's mask again: compare with autograd through the stored map under the same mask."""
-    monkeypatch.setattr(attention, "_BLOCK", 4)
+    """Backward draws each tile's mask again: compare with autograd through the stored map under the same mask."""
+    monkeypatch.setattr(attention, "_ROWS", 4)
+    monkeypatch.setattr(attention, "_COLUMNS", 6)
     torch.manual_seed(0)
     query, key, value = inputs = draw(1, 6, 10, 14, False)
     torch.manual_seed(5)
-    seed = int(torch.randint(2**62, (), dtype=torch.int64))
-    mask = torch.cat(
-        [
-            attention._keep(torch.empty(min(4, 10 - start), 14).double(), 0.4, seed, 0, start)
-            for start in range(0, 10, 4)
-        ]
-    )
-    scores = F.instance_norm((query.transpose(1, 2) @ key).unsqueeze(1)).squeeze(1)
-    expected = ((scores.softmax(2) * mask) @ value.transpose(1, 2)).transpose(1, 2)
+    keep = attention._KeepMask(0.4, int(torch.randint(2**62, ())))
+    mask = torch.empty(10, 14).double()
+    for rows in (slice(0, 4), slice(4, 8), slice(8, 10)):
+        for columns in (slice(0, 6), slice(6, 12), slice(12, 14)):
+            tile = mask[rows, columns]
+            tile.copy_(keep.draw(torch.empty(tile.shape).double()))
+    scores = F.instance_norm((query @ key.mT).unsqueeze(1)).squeeze(1)
+    expected = (scores.softmax(2) * mask / keep.share) @ value
     out, grads = with_dropout(inputs, 0.4, 5)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
     for fast, slow in zip(grads, torch.autograd.grad(expected.sum(), inputs), strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-10)
-    assert 0.3 < (mask == 0).double().mean() < 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_masks_drop_the_share_they_promise(dropout):
+    keep = attention._KeepMask(dropout, 3)
+    masks = torch.stack([keep.draw(torch.empty(333, 31)) for _ in range(20)])
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert keep.share == pytest.approx(1 - dropout, abs=1e-5)
+    assert float(masks.mean()) == pytest.approx(1 - dropout, abs=0.005)
+    assert not torch.equal(masks[0], masks[1])
 
 
 def test_dropout_keeps_the_mean():
@@ -118,7 +129,7 @@ def test_the_map_is_never_stored():
 
     with Watch():
         channel_attention(query, key, value, dropout=0.1).sum().backward()
-    assert max(sizes) <= 128 * 4096
+    assert max(sizes) <= attention._ROWS * attention._COLUMNS < 512 * 4096
 
 
 @pytest.mark.gpu

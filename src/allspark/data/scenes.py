@@ -1,7 +1,8 @@
 """Random scenes of textured things on a plain, with their masks: the pictures of the synthetic data set.
 
-A class is told by its shape and its texture: colours come from one distribution for all of them. Only exact arithmetic
-is used (no sine, no exponential, no matrix product), so that the pixels are the same on every machine.
+A class is told by its shape and its texture; its colours lean towards one of their own, but those of all classes
+overlap. Only exact arithmetic is used (no sine, no exponential, no matrix product), so that the pixels are the same on
+every machine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ GROUND, SKY, BALL, CRATE, TENT, RING = range(6)
 
 _FINE = 2  # scenes are drawn at this multiple of their size
 _TEXTURES = ("plain", "speckles", "stripes", "checks")
+_LEANING = ((120, 112, 88), (150, 175, 205), (195, 95, 85), (185, 150, 75), (85, 140, 105), (140, 95, 175))
 _USUAL_TEXTURE = {BALL: "speckles", CRATE: "stripes", TENT: "plain", RING: "checks"}
 _FREQUENCY = {BALL: 0.3, CRATE: 0.45, TENT: 0.25}  # of the common things; rings are rare
 
@@ -68,7 +70,7 @@ def draw_scene(
     feet = np.sort(rng.uniform(max(0.0, horizon) + 0.08 * height, 1.02 * height, len(kinds)))
     for kind, foot in zip(rng.permutation(kinds), feet, strict=True):  # far ones first: near ones cover them
         near = (float(foot) - horizon) / (height - horizon)
-        radius = height * (0.06 + 0.14 * near) * float(rng.uniform(0.75, 1.35)) * (1.3 if kind == RING else 1)
+        radius = height * (0.07 + 0.14 * near) * float(rng.uniform(0.75, 1.35)) * (1.3 if kind == RING else 1)
         _put(rng, canvas, int(kind), float(foot), radius)
     return _photograph(rng, canvas, size), _shrink(canvas.classes)
 
@@ -78,11 +80,10 @@ def _background(rng: np.random.Generator, size: tuple[int, int], horizon: float)
     height, width = size
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     cloud = _noise(rng, size, height // 4)[..., None] * np.float32(rng.uniform(0.05, 0.25))
-    sky = (_colour(rng) * (1 - down) + _colour(rng) * down) * (1 + cloud)
+    sky = (_colour(rng, SKY) * (1 - down) + _colour(rng, SKY) * down) * (1 + cloud)
     grain = _noise(rng, size, int(rng.integers(3, 7))) * np.float32(0.3) + _noise(rng, size, 2) * np.float32(0.25)
     patches = (_noise(rng, size, height // 6) > 0)[..., None]
-    soil = _colour(rng)
-    ground = np.where(patches, soil, 0.5 * soil + 0.5 * _colour(rng)) * (1 + grain[..., None])
+    ground = np.where(patches, _colour(rng, GROUND), _colour(rng, GROUND)) * (1 + grain[..., None])
     hills = _noise(rng, (1, width), width // 5)[0] * np.float32(rng.uniform(0, 0.06) * height)
     slope = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.06, 0.06) * height)
     above = np.arange(height, dtype=np.float32)[:, None] < horizon + hills + slope
@@ -114,7 +115,7 @@ def _put(rng: np.random.Generator, canvas: _Canvas, kind: int, foot: float, radi
     texture = _USUAL_TEXTURE[kind] if usual else _TEXTURES[int(rng.integers(len(_TEXTURES)))]
     light = 1 + np.float32(0.3) * (x * np.float32(canvas.light[0]) + y * np.float32(canvas.light[1]))
     paint = _texture(rng, texture, across, down)[..., None]
-    pixels = (_colour(rng) * (1 - paint) + _colour(rng) * paint) * light[..., None]
+    pixels = (_colour(rng, kind) * (1 - paint) + _colour(rng, kind) * paint) * light[..., None]
     canvas.pixels[rows, columns] = np.where(inside[..., None], pixels, canvas.pixels[rows, columns])
     canvas.classes[rows, columns][inside] = kind
 
@@ -184,10 +185,9 @@ def _shrink(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(votes.argmax(axis=0), np.uint8)
 
 
-def _colour(rng: np.random.Generator) -> Map:
-    """Any colour, rather pale than bright."""
-    colour = rng.uniform(40, 225, 3)
-    return np.asarray(0.6 * colour + 0.4 * colour.mean(), np.float32)
+def _colour(rng: np.random.Generator, kind: int) -> Map:
+    """Half what the class leans to, half any colour."""
+    return np.asarray(0.5 * rng.uniform(25, 230, 3) + 0.5 * np.array(_LEANING[kind]), np.float32)
 
 
 def _turn(rng: np.random.Generator) -> tuple[np.float32, np.float32]:

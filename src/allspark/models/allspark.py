@@ -24,10 +24,10 @@ Grid = tuple[int, int]
 
 
 class ChannelAttention(nn.Module):
-    """Attention between channels: the tokens of an image are the dimensions, its channels are the sequence.
+    """Attention between channels: an image's channels are the sequence, its tokens the dimensions.
 
-    Equation (3): softmax(psi(qᵀ k)) vᵀ, where psi is an instance norm over the whole score map, and q, k, v are
-    linear maps c -> heads x c without bias.
+    Equation (3): softmax(psi(q kᵀ)) v with one row a channel, where psi is an instance norm over the whole score map,
+    and q, k, v are linear maps c -> heads x c without bias.
 
     Args:
         channels: c.
@@ -44,35 +44,34 @@ class ChannelAttention(nn.Module):
         self.value = nn.Linear(channels, num_heads * channels, bias=False)
         self.out = nn.Linear(num_heads * channels, channels, bias=False)
 
-    def within_heads(self, tokens: Tensor) -> Tensor:
-        """Self-attention of unlabelled images, (u, n, c) -> (u, n, c): c x c scores in each head."""
-        q, k, v = (
-            layer(tokens).view(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2).flatten(0, 1)  # (u * heads, n, c)
-            for layer in (self.query, self.key, self.value)
-        )
-        attended = self._attend(q, k, v).reshape(len(tokens), self.num_heads, *tokens.shape[1:])  # (u, heads, n, c)
+    def within_heads(self, channels: Tensor) -> Tensor:
+        """Self-attention of unlabelled images, (u, c, n) -> (u, c, n): c x c scores in each head."""
+        u, c, n = channels.shape
+        heads = (u * self.num_heads, c, n)
+        q, k, v = ((layer.weight @ channels).view(heads) for layer in (self.query, self.key, self.value))
+        attended = self._attend(q, k, v).view(u, self.num_heads, c, n)
         # Published weights split heads in blocks but join them channel by channel: (c, heads), not (heads, c).
-        return self._project(attended.permute(0, 2, 3, 1).flatten(2))
+        return self._project(attended.transpose(1, 2).reshape(u, -1, n))
 
-    def across_heads(self, tokens: Tensor, source: Tensor | None = None) -> Tensor:
-        """Attention whose heads see each other's keys, (b, n, c) -> (b, n, c).
+    def across_heads(self, channels: Tensor, source: Tensor | None = None) -> Tensor:
+        """Attention whose heads see each other's keys, (b, c, n) -> (b, c, n).
 
         Args:
-            tokens: the images that ask, (b, n, c): heads x c query channels each.
-            source: what they are reborn from, (s, n, c): all its s x heads x c channels are keys for every image.
+            channels: the images that ask, (b, c, n): heads x c query channels each.
+            source: what they are reborn from, (s, c, n): all its s x heads x c channels are keys for every image.
                 None: each image attends to its own channels (inference).
         """
-        q = self.query(tokens)  # (b, n, heads * c)
-        k, v = (layer(tokens if source is None else source) for layer in (self.key, self.value))
+        q = self.query.weight @ channels  # (b, heads * c, n)
+        k, v = (layer.weight @ (channels if source is None else source) for layer in (self.key, self.value))
         if source is not None:
-            k, v = (x.transpose(0, 1).flatten(1).unsqueeze(0) for x in (k, v))  # (1, n, s * heads * c)
+            k, v = (x.flatten(0, 1).unsqueeze(0) for x in (k, v))  # (1, s * heads * c, n)
         return self._project(self._attend(q, k, v))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return channel_attention(q, k, v, self.dropout if self.training else 0.0)
 
-    def _project(self, tokens: Tensor) -> Tensor:
-        return F.dropout(self.out(tokens), self.dropout, self.training)
+    def _project(self, channels: Tensor) -> Tensor:
+        return F.dropout(self.out.weight @ channels, self.dropout, self.training)
 
 
 class SemanticMemory(nn.Module):
@@ -105,18 +104,18 @@ class SemanticMemory(nn.Module):
         return self.written.clamp(max=self.channels.shape[1]) / self.channels.shape[1]
 
     @torch.no_grad()
-    def write(self, tokens: Tensor, classes: Tensor | None, grid: Grid) -> None:
+    def write(self, channels: Tensor, classes: Tensor | None, grid: Grid) -> None:
         """Enqueue the channels of unlabelled images, image by image and channel by channel.
 
         No loop over channels and no transfer to the host: a channel's slot is its class's cursor plus its rank
         among the new channels of that class; where a class receives more than it has slots, the last one stays.
 
         Args:
-            tokens: (u, n, c) on ``grid``.
+            channels: (u, c, n) on ``grid``.
             classes: (u, c), the class of each channel; None: all classes form one queue.
-            grid: height and width of the token grid of ``tokens``.
+            grid: height and width of the token grid of ``channels``.
         """
-        new = _resample(tokens.transpose(1, 2), grid, self.grid).flatten(0, 1)  # (u * c, n)
+        new = _resample(channels, grid, self.grid).flatten(0, 1)  # (u * c, n)
         num_classes, slots, _ = self.channels.shape
         if classes is None:
             rank = torch.arange(len(new), device=new.device)
@@ -133,15 +132,15 @@ class SemanticMemory(nn.Module):
         self.written += per_class
 
     def read(self, grid: Grid) -> Tensor:
-        """The memory as tokens, (k, n, slots), resampled to the asked grid."""
-        return _resample(self.channels, self.grid, grid).transpose(1, 2)
+        """The remembered channels, (k, slots, n), resampled to the asked grid."""
+        return _resample(self.channels, self.grid, grid)
 
 
-def group_channels(tokens: Tensor, class_scores: Tensor, grid: Grid, how: Grouping = "class-scores") -> Tensor:
+def group_channels(channels: Tensor, class_scores: Tensor, grid: Grid, how: Grouping = "class-scores") -> Tensor:
     """Assign each channel of an unlabelled image to the class whose score map it resembles most (section 3.4).
 
     Args:
-        tokens: (u, n, c).
+        channels: (u, c, n).
         class_scores: (u, k, h', w'), logits at any resolution.
         grid: height and width of the token grid.
         how: ``class-scores`` as in the published code: raw logits, each class map and each channel L2-normalised
@@ -153,10 +152,10 @@ def group_channels(tokens: Tensor, class_scores: Tensor, grid: Grid, how: Groupi
     """
     if how == "paper":
         class_scores = class_scores.softmax(1)
-    maps = F.interpolate(class_scores.to(tokens.dtype), grid, mode="bilinear", align_corners=False).flatten(2)
+    maps = F.interpolate(class_scores.to(channels.dtype), grid, mode="bilinear", align_corners=False).flatten(2)
     if how == "class-scores":
-        maps, tokens = F.normalize(maps, dim=2), F.normalize(tokens, dim=1)
-    return (maps @ tokens).argmax(1)  # (u, k, c) -> (u, c)
+        maps, channels = F.normalize(maps, dim=2), F.normalize(channels, dim=2)
+    return (maps @ channels.mT).argmax(1)  # (u, k, c) -> (u, c)
 
 
 class AllSparkBottleneck(nn.Module):
@@ -206,18 +205,18 @@ class AllSparkBottleneck(nn.Module):
         """
         grid = (feature.shape[2], feature.shape[3])
         tokens = F.gelu(self.project_in(feature)).flatten(2).transpose(1, 2)  # (b, n, c)
-        normed = self.norm_in(tokens)
+        channels = self.norm_in(tokens).transpose(1, 2)  # (b, c, n)
         if guide is None:
-            attended = self.labeled.across_heads(normed)
+            attended = self.labeled.across_heads(channels)
         else:
-            labeled, unlabeled = normed.tensor_split([guide.num_labeled])
+            labeled, unlabeled = channels.tensor_split([guide.num_labeled])
             source = self._source(unlabeled, guide, grid)
             attended = torch.cat([self.labeled.across_heads(labeled, source), self.unlabeled.within_heads(unlabeled)])
-        tokens = self.norm_out(tokens + attended)
+        tokens = self.norm_out(tokens + attended.transpose(1, 2))
         return F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
 
     def _source(self, unlabeled: Tensor, guide: Guide, grid: Grid) -> Tensor:
-        """What labelled channels are reborn from, (s, n, c); the memory is written before it is read."""
+        """What labelled channels are reborn from, (s, c, n); the memory is written before it is read."""
         if self.memory is None:
             return unlabeled
         with torch.no_grad():
