@@ -1,7 +1,7 @@
 """Measure the product against the textbook version: ``python benchmarks/run.py``.
 
 Time: all variants in this process, in turns, median. Memory: each variant in a process of its own on the CPU, beyond
-imports, weights and inputs; in this process on a GPU.
+imports, weights and inputs; in this process on a GPU. Operations: of matrix products and convolutions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import PARTS, Case, all_cases
-from benchmarks.measure import MB, interleaved, machine, peak_memory
+from benchmarks.measure import MB, interleaved, machine, operations, peak_memory
 
 
 def main() -> None:
@@ -32,8 +31,7 @@ def main() -> None:
     if args.worker is not None:
         name, variant = args.worker
         case = next(case for case in cases if case.name == name)
-        torch.manual_seed(0)
-        print(peak_memory(case.variants[variant](args.device)))
+        print(*_count(case, variant, args.device))
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
     facts = machine(args.device)
@@ -62,7 +60,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    memory = {name: _memory(case, name, args) for name in case.variants}
+    counts = {name: _memory_and_operations(case, name, args) for name in case.variants}
     torch.manual_seed(0)
     works = {name: build(args.device) for name, build in case.variants.items()}
     timings = interleaved(works, args.repeats or case.repeats, device=args.device)
@@ -73,21 +71,35 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         "case": case.name,
         "goal": {"speed": case.goal.speed, "memory": case.goal.memory},
         "variants": {
-            name: {"median_s": timings[name].median, "seconds": timings[name].seconds, "peak_bytes": memory[name]}
-            for name in case.variants
+            name: {
+                "median_s": timings[name].median,
+                "seconds": timings[name].seconds,
+                "peak_bytes": memory,
+                "operations": flops,
+            }
+            for name, (memory, flops) in counts.items()
         },
     }
 
 
-def _memory(case: Case, variant: str, args: argparse.Namespace) -> int:
+def _memory_and_operations(case: Case, variant: str, args: argparse.Namespace) -> tuple[int, int]:
     if args.device == "cuda":
-        return peak_memory(case.variants[variant]("cuda"), device="cuda")
+        return _count(case, variant, "cuda")
     command = [sys.executable, __file__, "--threads", str(args.threads), "--device", "cpu"]
     command += ["--quick"] * args.quick + ["--worker", case.name, variant]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{case.name}, {variant}: {result.stderr}")
-    return int(result.stdout.split()[-1])
+    memory, flops = result.stdout.split()[-2:]
+    return int(memory), int(flops)
+
+
+def _count(case: Case, variant: str, device: str) -> tuple[int, int]:
+    torch.manual_seed(0)
+    work = case.variants[variant](device)
+    memory = peak_memory(work, device=device)
+    inputs = work.inputs()
+    return memory, operations(lambda: work.run(inputs))
 
 
 def _table(facts: dict[str, str]) -> Table:
@@ -95,7 +107,7 @@ def _table(facts: dict[str, str]) -> Table:
     table = Table(title="Product against textbook", caption=caption)
     for column in ("part", "case", "variant"):
         table.add_column(column)
-    for column in ("time [s]", "times faster", "peak [MB]", "share of peak"):
+    for column in ("time [s]", "times faster", "peak [MB]", "share of peak", "GFLOP"):
         table.add_column(column, justify="right")
     return table
 
@@ -117,6 +129,7 @@ def _rows(case: Case, result: dict[str, Any]) -> list[list[str]]:
                 "" if last else f"{speed:.2f}" + _verdict(name, case.goal.speed, speed, 1),
                 f"{figures['peak_bytes'] / MB:.0f}",
                 "" if last else f"{share:.2f}" + _verdict(name, case.goal.memory, share, -1),
+                f"{figures['operations'] / 1e9:.0f}",
             ]
         )
     return rows

@@ -111,13 +111,13 @@ def bottleneck_peak(make, classes):
 
 
 def test_bottleneck_never_holds_the_map():
-    """The more classes, the larger the map: the textbook version grows by several maps, the product by its keys."""
+    """The more classes, the larger the map: the textbook version grows by several maps, the product hardly."""
     plain, product = (
         [bottleneck_peak(make, classes) for classes in (8, 24)]
         for make in (textbook.TextbookBottleneck, AllSparkBottleneck)
     )
-    assert product[1] < 0.4 * plain[1]
-    assert product[1] - product[0] < 0.4 * (plain[1] - plain[0])
+    assert product[1] < 0.15 * plain[1]
+    assert product[1] - product[0] < 0.1 * (plain[1] - plain[0])
 
 
 def test_memory_write_has_no_loop_over_channels():
@@ -134,7 +134,7 @@ def test_memory_write_has_no_loop_over_channels():
     for channels in (16, 64):
         memory = AllSparkBottleneck(channels, 3, (2, 2)).memory
         with Count() as count:
-            memory.write(torch.randn(2, 4, channels), torch.randint(3, (2, channels)), (2, 2))
+            memory.write(torch.randn(2, channels, 4), torch.randint(3, (2, channels)), (2, 2))
         calls.append(count.calls)
     assert calls[0] == calls[1]
 

@@ -44,7 +44,7 @@ def test_pixels_are_these_on_every_machine():
     """A new digest means that everybody's generated data changes: wanted or not, say so in the changelog."""
     image, mask = scene(seed=11, size=(24, 32), ring=True)
     digest = hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
-    assert digest == "7b25b2e8604a49157585e30f78d725dcbd3ac0bfbe4988c54409406d8472649d"
+    assert digest == "6c86c17f6c2f2ffecbd5cf4e817f8199634ba7d7f830353bb9f6a32736904dfc"
 
 
 def test_more_scenes_leave_the_first_ones_as_they_are(tmp_path):
@@ -139,16 +139,18 @@ def test_class_balance_every_class_appears_and_the_ring_is_rare():
 
 
 def test_colour_alone_does_not_tell_the_class():
-    """The mean colours of the classes, over many scenes, are close; within one scene things differ from the ground."""
+    """Even the best rule from a pixel's colour to a class, made with these very pixels, does poorly on the things."""
     rng = np.random.default_rng(1)
-    sums, counts = np.zeros((6, 3)), np.zeros(6)
-    for index in range(150):
-        image, mask = draw_scene(rng, (48, 64), ring=index % 2 == 0)
-        for kind in np.unique(mask):
-            sums[kind] += image[mask == kind].mean(axis=0)
-            counts[kind] += 1
-    means = sums / counts[:, None]
-    assert np.abs(means - means.mean(axis=0)).max() < 25  # single scenes scatter by about 40
+    scenes = [draw_scene(rng, (48, 64), ring=index % 5 == 0) for index in range(150)]
+    colours = np.concatenate([image.reshape(-1, 3) for image, _ in scenes]) // 16
+    truth = np.concatenate([mask.ravel() for _, mask in scenes]).astype(int)
+    cell = colours.astype(int) @ [256, 16, 1]
+    seen = np.bincount(cell * 6 + truth, minlength=4096 * 6).reshape(4096, 6)
+    guess = seen.argmax(axis=1)[cell]
+    both = np.bincount(truth * 6 + guess, minlength=36).reshape(6, 6)
+    hits = np.diag(both)
+    iou = hits / (both.sum(axis=0) + both.sum(axis=1) - hits)
+    assert iou[2:].max() < 0.55
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 71), (120, 40), (1, 1)])

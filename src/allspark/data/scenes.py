@@ -28,7 +28,7 @@ GROUND, SKY, BALL, CRATE, TENT, RING = range(6)
 
 _FINE = 2  # scenes are drawn at this multiple of their size
 _TEXTURES = ("plain", "speckles", "stripes", "checks")
-_LEANING = ((120, 112, 88), (150, 175, 205), (195, 95, 85), (185, 150, 75), (85, 140, 105), (140, 95, 175))
+_LEANING = ((120, 110, 85), (150, 180, 215), (205, 80, 70), (205, 165, 55), (60, 140, 90), (140, 75, 190))
 _USUAL_TEXTURE = {BALL: "speckles", CRATE: "stripes", TENT: "plain", RING: "checks"}
 _FREQUENCY = {BALL: 0.3, CRATE: 0.45, TENT: 0.25}  # of the common things; rings are rare
 
@@ -83,7 +83,8 @@ def _background(rng: np.random.Generator, size: tuple[int, int], horizon: float)
     sky = (_colour(rng, SKY) * (1 - down) + _colour(rng, SKY) * down) * (1 + cloud)
     grain = _noise(rng, size, int(rng.integers(3, 7))) * np.float32(0.3) + _noise(rng, size, 2) * np.float32(0.25)
     patches = (_noise(rng, size, height // 6) > 0)[..., None]
-    ground = np.where(patches, _colour(rng, GROUND), _colour(rng, GROUND)) * (1 + grain[..., None])
+    soil = _colour(rng, GROUND)
+    ground = np.where(patches, soil, 0.5 * soil + 0.5 * _colour(rng, GROUND)) * (1 + grain[..., None])
     hills = _noise(rng, (1, width), width // 5)[0] * np.float32(rng.uniform(0, 0.06) * height)
     slope = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.06, 0.06) * height)
     above = np.arange(height, dtype=np.float32)[:, None] < horizon + hills + slope
@@ -165,13 +166,13 @@ def _photograph(rng: np.random.Generator, canvas: _Canvas, size: tuple[int, int]
     height, width = canvas.size
     shadow = np.float32(1) + _noise(rng, (height, width), height // 3) * np.float32(rng.uniform(0.05, 0.25))
     slope = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.25, 0.25))
-    tint = rng.uniform(0.85, 1.15, 3).astype(np.float32) * np.float32(rng.uniform(0.65, 1.2))
+    tint = rng.uniform(0.9, 1.1, 3).astype(np.float32) * np.float32(rng.uniform(0.7, 1.2))
     lit = canvas.pixels * (shadow * (1 + slope))[..., None] * tint
     image = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)).reduce(_FINE)
     blur = float(rng.uniform(-0.6, 1.0))
     if blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(blur))
-    strength = int(rng.integers(2, 12))
+    strength = int(rng.integers(2, 9))
     # The sum of two uniform numbers is near enough to a normal one, and exact on every machine.
     grain = rng.integers(-strength, strength + 1, (2, *size, 3), dtype=np.int16).sum(axis=0, dtype=np.int16)
     return np.asarray(np.clip(np.asarray(image, np.int16) + grain, 0, 255), np.uint8)
@@ -186,8 +187,8 @@ def _shrink(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _colour(rng: np.random.Generator, kind: int) -> Map:
-    """Half what the class leans to, half any colour."""
-    return np.asarray(0.5 * rng.uniform(25, 230, 3) + 0.5 * np.array(_LEANING[kind]), np.float32)
+    """What the class leans to, mixed with any colour."""
+    return np.asarray(0.35 * rng.uniform(0, 255, 3) + 0.65 * np.array(_LEANING[kind]), np.float32)
 
 
 def _turn(rng: np.random.Generator) -> tuple[np.float32, np.float32]:
