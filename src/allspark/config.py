@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _off(value: Any) -> Any:
@@ -22,6 +22,16 @@ Size = Annotated[
     tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
     BeforeValidator(_pair),
 ]
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    """A range is written from low to high."""
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("expected [lowest, highest], both above 0")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -64,16 +74,14 @@ class DataConfig(Section):
 class ViewConfig(Section):
     """Random crops of training images. Geometry is joint for image and mask."""
 
-    scale: tuple[float, float] = Field(
-        (0.5, 2.0), description="random resize, factor of the longer side [lowest, highest]"
-    )
+    scale: Range = Field((0.5, 2.0), description="random resize, factor of the longer side [lowest, highest]")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
     jitter: tuple[float, float, float, float] = Field(
         (0.5, 0.5, 0.5, 0.25), description="labelled images: brightness, contrast, saturation, hue strength"
     )
     jitter_p: Probability = Field(0.8, description="labelled images: probability of colour jitter")
     grey_p: Probability = Field(0.2, description="labelled images: probability of greyscale")
-    blur_sigma: tuple[float, float] = Field(
+    blur_sigma: Range = Field(
         (0.1, 2.0), description="labelled images: Gaussian blur [lowest, highest sigma in pixels]"
     )
     blur_p: Probability = Field(0.5, description="labelled images: probability of blur")

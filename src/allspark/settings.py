@@ -28,6 +28,7 @@ MAX_BYTES = 1_000_000
 """A larger file is no configuration [bytes]."""
 
 _WORDS = {
+    r"^Value error, ": "",
     r", (unable|got) .*": "",
     r" after validation, not \d+": "",
     r"Input should be": "expected",

@@ -162,7 +162,7 @@ def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
         for part in range(accumulate):
             loss = method(stream[step * accumulate + part].with_images(torch.float64), Progress(step, 2, 4)).loss
             (loss / accumulate).backward()
-            total += float(loss) / accumulate
+            total += float(loss.detach()) / accumulate
         if clip != "null":
             torch.nn.utils.clip_grad_norm_(method.parameters(), float(clip))
         optimizer.step()

@@ -137,6 +137,13 @@ def test_the_memory_is_written_before_it_is_read_and_has_no_gradient():
     assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0
 
 
+def test_shapes_are_checked_in_tests():
+    if not hasattr(AllSparkBottleneck.forward, "__wrapped__"):
+        raise AssertionError("run pytest with the options of pyproject.toml: the shape checks are off")
+    with pytest.raises(Exception, match="b c h w"):
+        bottleneck()(torch.zeros(12, 4, 4, dtype=torch.float64))
+
+
 def test_another_layout_is_named():
     with pytest.raises(CheckpointError, match=r"map_in\.0\.weight"):
         AllSparkBottleneck.from_reference({"foo": torch.zeros(1)})

@@ -71,6 +71,8 @@ class Session:
 def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: TrainUI) -> Session:
     """Open the data, build the network, and bring both to where the checkpoint stood."""
     config = config.model_copy(update={"model": resolve_encoder(config.model)})
+    if checkpoint is not None:
+        _require_same(checkpoint, config, out)
     source = open_source(config.data)
     _fast_check(source, config, ui)
     accelerator = _accelerator(config)
@@ -178,12 +180,8 @@ def tensors(session: Session) -> dict[str, Tensor]:
 
 
 def _restore(session: Session, checkpoint: Checkpoint) -> None:
-    """Take everything back from a checkpoint; refuse one of another experiment."""
+    """Take everything back from a checkpoint."""
     path = checkpoint_path(session.out, "last")
-    changed = sorted(_differences(checkpoint.meta["config"], _absolute(session.config).model_dump(mode="json")))
-    if changed:
-        name, old, new = changed[0]
-        raise ConfigError(f"{path}: cannot be resumed with {name} = {new}, it was trained with {old}")
     load_model(session.method.segmenter, checkpoint, path)
     try:
         session.method.load_state_dict(checkpoint.part("method."), strict=False)
@@ -196,6 +194,16 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
     if session.accelerator.device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
         torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], session.accelerator.device)
     session.state = State(**checkpoint.meta["state"])
+
+
+def _require_same(checkpoint: Checkpoint, config: Config, out: Path) -> None:
+    """Refuse to go on with settings that would make it another experiment."""
+    changed = sorted(_differences(checkpoint.meta["config"], _absolute(config).model_dump(mode="json")))
+    if changed:
+        name, old, new = changed[0]
+        raise ConfigError(
+            f"{checkpoint_path(out, 'last')}: cannot be resumed with {name} = {new}, it was trained with {old}"
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -52,7 +52,8 @@ def one_page(
     """Compare methods on one page: loss and mIoU curves, IoU per class, examples."""
     figure = Figure(figsize=(11, 5.6 + 1.75 * len(examples)), layout="constrained", dpi=110)
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[5.2, 1.75 * len(examples) + 0.4])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[5.2, 1.75 * len(examples) + 0.4])
+    top, bottom = halves
     axes = top.subplot_mosaic("ab\ncc", gridspec_kw={"height_ratios": [1.1, 1]})
     draw_curve(axes["a"], results, "loss_labeled", "loss on labelled crops")
     draw_curve(axes["b"], results, "miou", "mIoU on validation images [%]", scale=100)

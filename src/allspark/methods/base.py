@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allspark.config import Config
@@ -38,7 +39,7 @@ class Method(nn.Module):
 
 
 @torch.no_grad()
-def eval_logits(segmenter: Segmenter, image: Tensor) -> Tensor:
+def eval_logits(segmenter: Segmenter, image: Float[Tensor, "u 3 H W"]) -> Float[Tensor, "u k H W"]:
     """Logits (u, k, H, W) of an eval-mode pass that leaves the mode as it was.
 
     (Not ``inference_mode``: its tensors could not be saved for backward as targets.)
@@ -50,7 +51,7 @@ def eval_logits(segmenter: Segmenter, image: Tensor) -> Tensor:
     return logits
 
 
-def hard_labels(logits: Tensor, batch: UnlabeledBatch) -> Tensor:
+def hard_labels(logits: Float[Tensor, "u k H W"], batch: UnlabeledBatch) -> Int[Tensor, "u H W"]:
     """Pseudo-labels (u, H, W): the best class of every pixel, no threshold; padding is ignored."""
     labels = logits.argmax(1)
     return labels if batch.valid is None else labels.masked_fill(~batch.valid, IGNORE)

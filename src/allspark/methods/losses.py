@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from allspark.types import IGNORE
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Float[Tensor, "b k H W"], target: Int[Tensor, "b H W"]) -> Float[Tensor, ""]:
     """Mean cross-entropy over the pixels that are not ignored; 0 where all are.
 
     Args:

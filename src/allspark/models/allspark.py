@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allspark.errors import CheckpointError
@@ -44,7 +45,7 @@ class ChannelAttention(nn.Module):
         self.value = nn.Linear(channels, num_heads * channels, bias=False)
         self.out = nn.Linear(num_heads * channels, channels, bias=False)
 
-    def within_heads(self, channels: Tensor) -> Tensor:
+    def within_heads(self, channels: Float[Tensor, "u c n"]) -> Float[Tensor, "u c n"]:
         """Self-attention of unlabelled images, (u, c, n) -> (u, c, n): c x c scores in each head."""
         u, c, n = channels.shape
         heads = (u * self.num_heads, c, n)
@@ -53,7 +54,9 @@ class ChannelAttention(nn.Module):
         # Published weights split heads in blocks but join them channel by channel: (c, heads), not (heads, c).
         return self._project(attended.transpose(1, 2).reshape(u, -1, n))
 
-    def across_heads(self, channels: Tensor, source: Tensor | None = None) -> Tensor:
+    def across_heads(
+        self, channels: Float[Tensor, "b c n"], source: Float[Tensor, "s c n"] | None = None
+    ) -> Float[Tensor, "b c n"]:
         """Attention whose heads see each other's keys, (b, c, n) -> (b, c, n).
 
         Args:
@@ -104,7 +107,7 @@ class SemanticMemory(nn.Module):
         return self.written.clamp(max=self.channels.shape[1]) / self.channels.shape[1]
 
     @torch.no_grad()
-    def write(self, channels: Tensor, classes: Tensor | None, grid: Grid) -> None:
+    def write(self, channels: Float[Tensor, "u c n"], classes: Int[Tensor, "u c"] | None, grid: Grid) -> None:
         """Enqueue the channels of unlabelled images, image by image and channel by channel.
 
         No loop over channels and no transfer to the host: a channel's slot is its class's cursor plus its rank
@@ -131,12 +134,14 @@ class SemanticMemory(nn.Module):
         self.channels.view(-1, new.shape[1])[slot] = new[last[slot]].to(self.channels.dtype)
         self.written += per_class
 
-    def read(self, grid: Grid) -> Tensor:
+    def read(self, grid: Grid) -> Float[Tensor, "k c n"]:
         """The remembered channels, (k, slots, n), resampled to the asked grid."""
         return _resample(self.channels, self.grid, grid)
 
 
-def group_channels(channels: Tensor, class_scores: Tensor, grid: Grid, how: Grouping = "class-scores") -> Tensor:
+def group_channels(
+    channels: Float[Tensor, "u c n"], class_scores: Float[Tensor, "u k ..."], grid: Grid, how: Grouping = "class-scores"
+) -> Int[Tensor, "u c"]:
     """Assign each channel of an unlabelled image to the class whose score map it resembles most (section 3.4).
 
     Args:
@@ -192,7 +197,7 @@ class AllSparkBottleneck(nn.Module):
         self.norm_out = nn.LayerNorm(channels, eps=1e-6)
         self.project_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, feature: Tensor, guide: Guide | None = None) -> Tensor:
+    def forward(self, feature: Float[Tensor, "b c h w"], guide: Guide | None = None) -> Float[Tensor, "b c h w"]:
         """Let labelled features be reborn.
 
         Args:

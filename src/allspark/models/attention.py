@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 _EPS = 1e-5  # of the published instance norm
 _ROWS, _COLUMNS = 1024, 512  # scores that are held at a time on the CPU: they stay in its cache (see benchmarks/)
 
 
-def channel_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+def channel_attention(
+    query: Float[Tensor, "g r n"], key: Float[Tensor, "#g s n"], value: Float[Tensor, "#g s n"], dropout: float = 0.0
+) -> Float[Tensor, "g r n"]:
     """Attend from query channels to key channels; the scores are dot products over tokens.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from allspark.errors import CheckpointError
@@ -37,7 +38,7 @@ class SegformerHead(nn.Module):
         self.dropout = dropout
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b k h w"]:
         """Return logits (b, k, h1, w1) of features (b, c_i, h_i, w_i)."""
         fuse = self.fuse.weight.flatten(1).chunk(len(self.stages), 1)[::-1]  # published order: last stage first
         fused: Tensor | None = None

@@ -12,6 +12,7 @@ from urllib.request import getproxies
 
 import torch.nn.functional as F
 from huggingface_hub.constants import ENDPOINT
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PretrainedConfig, SegformerConfig, SegformerModel
 from transformers.utils import logging as transformers_logging
@@ -52,7 +53,7 @@ class Encoder(nn.Module):
         # Images are padded to multiples of this (1: any size) and to at least the last stride.
         self._multiple = multiple
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
         """(b, 3, H, W) -> feature maps (b, c_i, ~H / stride_i, ~W / stride_i)."""
         height, width = (self._padded(size) for size in image.shape[2:])
         image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
@@ -124,7 +125,7 @@ def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
     """Wrap transformers' SegFormer encoder, with the published layer-norm eps."""
     for name, module in body.named_modules():
         # Published: 1e-6 in blocks and at stage ends, torch's default in patch embeddings and key reduction.
-        if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and "sequence_reduction" not in name:
+        if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and ".attention." not in name:
             module.eps = 1e-6
     strides = tuple(_products(config.strides))
     return _MixTransformer(body, tuple(config.hidden_sizes), strides, multiple=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from allspark.config import Config
@@ -37,7 +38,7 @@ class Segmenter(nn.Module):
         """Number of classes k."""
         return self.decoder.classifier.out_channels
 
-    def forward(self, image: Tensor, guide: Guide | None = None) -> Tensor:
+    def forward(self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None) -> Float[Tensor, "b k H W"]:
         """Return logits (b, k, H, W) of normalised images (b, 3, H, W) of any size.
 
         Args:
