@@ -85,12 +85,13 @@ def _options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="seed of scenes, weights and sampling")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of weights and sampling")] = 0,
+    steps: Annotated[int | None, typer.Option(min=4, help="weight updates a method  [default: the recipe's]")] = None,
 ) -> None:
     """Train and compare three methods on generated scenes, in some minutes on a CPU."""
     from allspark.demo import run_demo
 
-    run_demo(out, seed=seed)
+    run_demo(out, seed=seed, steps=steps)
 
 
 @app.command()

@@ -109,11 +109,13 @@ def _examples(source: Source, predictors: Mapping[str, Predictor], folder: Path)
 
 def _table(title: str, runs: Mapping[str, Scores], seconds: Mapping[str, float], source: Source) -> Table:
     table = Table(title=title, title_style="bold", header_style="bold")
-    table.add_column("method")
-    for heading in ("mIoU %", "pixel acc. %", *(f"{name} %" for name in source.classes), "seconds"):
-        table.add_column(heading, justify="right")
-    for name, scores in runs.items():
-        classes = ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in scores.iou]
-        numbers = [f"{100 * scores.miou:.1f}", f"{100 * scores.pixel_accuracy:.1f}", *classes, f"{seconds[name]:.0f}"]
-        table.add_row(name, *numbers)
+    table.add_column("%")
+    for name in runs:
+        table.add_column(name, justify="right")
+    table.add_row("mIoU", *(f"{100 * scores.miou:.1f}" for scores in runs.values()), style="bold")
+    table.add_row("pixel accuracy", *(f"{100 * scores.pixel_accuracy:.1f}" for scores in runs.values()))
+    for k, name in enumerate(source.classes):
+        values = [scores.iou[k] for scores in runs.values()]
+        table.add_row(f"IoU {name}", *("-" if np.isnan(v) else f"{100 * v:.1f}" for v in values))
+    table.add_row("training [s]", *(f"{seconds[name]:.0f}" for name in runs))
     return table

@@ -74,15 +74,17 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
     Raises:
         OSError: the disk is full or the folder cannot be written to; the older checkpoint is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(meta))
     header = {"allspark": text, "crc32": str(_checksum(plain, text))}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             save_file(plain, temporary, header)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"{path}: could not be written ({error}); the previous checkpoint is intact") from error
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        kept = "; the previous checkpoint is intact" if path.is_file() else ""
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise OSError(getattr(error, "errno", None), f"could not be written ({reason}){kept}", str(path)) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -107,7 +109,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if header.get("crc32") != str(_checksum(tensors, text)):
         raise CheckpointError(f"{path}: altered or damaged (its checksum differs); use another checkpoint of the run")
     meta = json.loads(text)
-    if meta.get("format") != FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {meta.get('format')}, this version reads format {FORMAT}")
     return Checkpoint(tensors, meta)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from allspark.config import Config
@@ -35,8 +36,13 @@ from allspark.methods.base import Method
 from allspark.models.encoders import resolve_encoder
 from allspark.settings import save_config
 
-# Settings that a resumed run may change: they do not touch what is learned.
-_FREE = {"data.root", "data.workers", "data.max_pixels", "train.device", "train.log_every", "train.checkpoint_every"}
+# Settings that a resumed run may change: where and how it runs, or what it does about trouble. (What the lists of
+# images hold is compared by itself, see _require_same_images.)
+_FREE = {
+    *("data.root", "data.source", "data.split", "data.labeled", "data.unlabeled", "data.val", "data.workers"),
+    *("data.max_pixels", "data.on_bad_image", "model.pretrained", "optim.clip_norm", "eval.batch"),
+    *("train.device", "train.log_every", "train.eval_every", "train.checkpoint_every"),
+}
 
 
 @dataclass
@@ -66,18 +72,23 @@ class Session:
     steps_per_epoch: int
     total: int
     ui: TrainUI
+    # Scalars that are still on the device: step, ids of the images, names, values (len(names),).
+    unread: list[tuple[int, tuple[str, ...], tuple[str, ...], Tensor]] = field(default_factory=list)
 
 
 def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: TrainUI) -> Session:
     """Open the data, build the network, and bring both to where the checkpoint stood."""
     config = config.model_copy(update={"model": resolve_encoder(config.model)})
+    building = config
     if checkpoint is not None:
-        _require_same(checkpoint, config, out)
+        _require_same(checkpoint, config, out, ui)
+        # All weights come from the checkpoint: the hub or the file that the run began with need not be at hand.
+        building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     source = open_source(config.data)
     _fast_check(source, config, ui)
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
-    method = build_method(config, source.num_classes)
+    method = build_method(building, source.num_classes)
     if config.train.precision == "fp64":
         method.double()
     if method.wants_unlabeled and not source.unlabeled:
@@ -92,9 +103,9 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
     session = Session(config, out, source, accelerator, method, wrapped, prepared, State(), epoch, total, ui)
     if checkpoint is not None:
         _restore(session, checkpoint)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(_absolute(config), out / "config.yaml")
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(_absolute(config), out / "config.yaml")
+    _sweep(out)
     ui.note(
         f"{config.method.name} on {accelerator.device}: {len(source.labeled)} labelled, {len(source.unlabeled)} "
         f"unlabelled, {len(source.val)} validation images; {total} steps of {epoch} an epoch; writing to {out}"
@@ -112,13 +123,28 @@ def _absolute(config: Config) -> Config:
 
 
 def look_at(out: Path, resume: bool) -> Checkpoint | None:
-    """Refuse to mix runs: a folder that holds one is resumed on request only."""
+    """Refuse to mix runs: a folder that holds one is resumed on request only.
+
+    Returns:
+        The checkpoint to go on from; None: there is none (yet), the run starts at step 0.
+
+    Raises:
+        ConfigError: there is a run, but ``resume`` is False.
+        CheckpointError: the run's checkpoint is damaged.
+    """
     path = checkpoint_path(out, "last")
     if resume:
         return load_checkpoint(path) if path.is_file() else None
     if path.is_file() or (out / "config.yaml").is_file():
         raise ConfigError(f"{out}: already holds a run; go on with --resume, or choose another --out")
     return None
+
+
+def _sweep(out: Path) -> None:
+    """Remove the temporary files of writes that a killed run left unfinished."""
+    for folder in (out, out / "checkpoints"):
+        for debris in folder.glob(".*.tmp"):
+            debris.unlink(missing_ok=True)
 
 
 def _fast_check(source: Source, config: Config, ui: TrainUI) -> None:
@@ -150,6 +176,7 @@ def _accelerator(config: Config) -> Accelerator:
     if on_cpu and precision == "fp16":
         raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
     AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     return Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,
@@ -160,7 +187,13 @@ def _accelerator(config: Config) -> Accelerator:
 
 def meta(session: Session) -> dict[str, Any]:
     """What a checkpoint says beside its tensors."""
-    return {**describe(_absolute(session.config), session.source), "state": asdict(session.state)}
+    scaler = session.accelerator.scaler  # of fp16's loss; None otherwise
+    return {
+        **describe(_absolute(session.config), session.source),
+        "images": _fingerprints(session.source),
+        "scaler": scaler and scaler.state_dict(),
+        "state": asdict(session.state),
+    }
 
 
 def tensors(session: Session) -> dict[str, Tensor]:
@@ -183,8 +216,14 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
     """Take everything back from a checkpoint."""
     path = checkpoint_path(session.out, "last")
     load_model(session.method.segmenter, checkpoint, path)
+    _require_same_images(checkpoint, session.source, path)
+    if session.accelerator.scaler is not None:
+        session.accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])
     try:
-        session.method.load_state_dict(checkpoint.part("method."), strict=False)
+        own = session.method.state_dict()
+        for name in own:
+            if not name.startswith("segmenter."):
+                own[name].copy_(checkpoint.tensors[f"method.{name}"])
         named = dict(session.method.named_parameters())
         for name, buffer in checkpoint.part("momentum.").items():
             session.optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name])
@@ -196,14 +235,35 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
     session.state = State(**checkpoint.meta["state"])
 
 
-def _require_same(checkpoint: Checkpoint, config: Config, out: Path) -> None:
+def _fingerprints(source: Source) -> dict[str, list[int]]:
+    """Number and checksum of the names of each list of images."""
+    lists = {"labeled": source.labeled, "unlabeled": source.unlabeled, "val": source.val}
+    return {
+        name: [len(samples), zlib.crc32("\n".join(sample.id for sample in samples).encode("utf-8", "surrogateescape"))]
+        for name, samples in lists.items()
+    }
+
+
+def _require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> None:
+    """Refuse to go on with other images: the stream of batches would not be the one that the run began with."""
+    for name, found in _fingerprints(source).items():
+        then = checkpoint.meta["images"][name]
+        if found != then:
+            raise ConfigError(
+                f"{path}: cannot be resumed, data.{name} held {then[0]} images and holds {found[0]} now"
+                f"{', others' * (found[0] == then[0])}; restore the old list or start a new run with another --out"
+            )
+
+
+def _require_same(checkpoint: Checkpoint, config: Config, out: Path, ui: TrainUI) -> None:
     """Refuse to go on with settings that would make it another experiment."""
-    changed = sorted(_differences(checkpoint.meta["config"], _absolute(config).model_dump(mode="json")))
-    if changed:
-        name, old, new = changed[0]
-        raise ConfigError(
-            f"{checkpoint_path(out, 'last')}: cannot be resumed with {name} = {new}, it was trained with {old}"
-        )
+    for name, old, new in sorted(_differences(checkpoint.meta["config"], _absolute(config).model_dump(mode="json"))):
+        if name not in _FREE:
+            raise ConfigError(
+                f"{checkpoint_path(out, 'last')}: cannot be resumed with {name} = {new}, it was trained with {old}; "
+                "take the old value, or start a new run with another --out"
+            )
+        ui.note(f"note: goes on with {name} = {new}, before it was {old}")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -211,5 +271,5 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         name, a, b = prefix + key, old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict) and name != "model.encoder_config":
             yield from _differences(a, b, f"{name}.")
-        elif a != b and name not in _FREE:
+        elif a != b:
             yield name, a, b

@@ -6,7 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from allspark.engine.checkpoint import checkpoint_path, model_tensors, save_chec
 from allspark.engine.evaluate import evaluate
 from allspark.engine.log import RunLog
 from allspark.engine.optim import poly, set_lr
-from allspark.engine.session import Session, look_at, meta, open_session, tensors
+from allspark.engine.session import Session, State, look_at, meta, open_session, tensors
 from allspark.engine.signals import Interrupted, StopRequest
 from allspark.engine.ui import Silent, TrainUI
-from allspark.errors import UserError
+from allspark.errors import DataError, UserError
 from allspark.inference.predictor import Predictor
 from allspark.types import Progress, StepOutput, TrainBatch
 
@@ -58,61 +58,100 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
     if state.step >= session.total:
         ui.note(f"{out}: finished already, {state.step} of {session.total} steps")
         return TrainResult(out, state.step, state.best, state.last)
-    with StopRequest() as stop, RunLog(out, state.step) as log, closing(_batches(session)) as batches:
-        ui.begin(state.step, session.total)
-        try:
-            while state.step < session.total:
-                _update(session, batches)
-                at_end = state.step == session.total
-                epoch_done = state.step % session.steps_per_epoch == 0 or at_end
-                if state.step % config.train.log_every == 0 or at_end:
-                    _log_means(session, log)
-                if epoch_done and (at_end or _epoch(session) % config.train.eval_every == 0):
-                    _validate(session, log)
-                if stop.exit_code or epoch_done or state.step % config.train.checkpoint_every == 0:
-                    save_checkpoint(checkpoint_path(out, "last"), tensors(session), meta(session))
-                ui.advance(state.step)
-                if stop.exit_code and not at_end:
-                    again = f"allspark train --out {shlex.quote(str(out))} --resume"
-                    raise Interrupted(
-                        f"stopped after step {state.step} of {session.total}; go on with: {again}", stop.exit_code
-                    )
-        finally:
-            ui.end()
+    with StopRequest() as stop, RunLog(out, state.step, session.source.classes) as log, _showing(session):
+        with closing(_batches(session)) as batches:
+            _loop(session, batches, log, stop)
+        if state.step < session.total:
+            _save_last(session)
+            again = f"allspark train --out {shlex.quote(str(out))} --resume"
+            message = f"stopped after step {state.step} of {session.total}; go on with: {again}"
+            raise Interrupted(message, stop.exit_code or 0)
     return TrainResult(out, state.step, state.best, state.last)
 
 
-def _update(session: Session, batches: Iterator[TrainBatch]) -> None:
+def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
+    """Train until all steps are done or a stop is asked for."""
+    state, every = session.state, session.config.train
+    while state.step < session.total and stop.exit_code is None:
+        with _timed(state):
+            parts = _next_parts(batches, session.config.optim.accumulate, stop)
+            if parts is None:
+                return
+            _update(session, parts)
+            at_end = state.step == session.total
+            epoch, rest = divmod(state.step, session.steps_per_epoch)
+            epoch_done = at_end or rest == 0
+            row_due = at_end or state.step % every.log_every == 0
+            # Reading from a GPU waits for it, so that is left until a number is needed.
+            if row_due or epoch_done or session.accelerator.device.type == "cpu":
+                _settle(session)
+        if row_due:
+            _log_means(session, log)
+        if at_end or (epoch_done and epoch % every.eval_every == 0):
+            _validate(session, log)
+        if epoch_done or state.step % every.checkpoint_every == 0:
+            _save_last(session)
+        session.ui.advance(state.step)
+
+
+def _next_parts(batches: Iterator[TrainBatch], count: int, stop: StopRequest) -> list[TrainBatch] | None:
+    """The micro-batches of the next step; None if the run is to stop and its readers already have.
+
+    A termination signal usually reaches all processes of a job, and the readers end at once. All parts are read before
+    the step touches any state, so that the state between two steps can still be saved.
+    """
+    try:
+        return [next(batches) for _ in range(count)]
+    except DataError:
+        if stop.exit_code is None:
+            raise
+        return None
+
+
+def _update(session: Session, parts: list[TrainBatch]) -> None:
     """One weight update."""
-    began = time.perf_counter()
-    config, state = session.config, session.state
+    optim, state = session.config.optim, session.state
     progress = Progress(state.step, session.steps_per_epoch, session.total)
-    set_lr(session.optimizer, config.optim, poly(state.step, session.total, config.optim.power))
-    for part in range(config.optim.accumulate):
-        batch = next(batches)
+    set_lr(session.optimizer, optim, poly(state.step, session.total, optim.power))
+    for number, batch in enumerate(parts, 1):
         for line in batch.skipped:
             session.ui.note(f"skipped: {line}")
         with session.accelerator.accumulate(session.wrapped):
             output: StepOutput = session.wrapped(_to_device(batch, session), progress)
-            values = _values(output)
-            if not math.isfinite(values["loss"]):
-                ids = (*batch.labeled.ids, *(batch.unlabeled.ids if batch.unlabeled else ()))
-                raise UserError(
-                    f"the loss is {values['loss']} in step {state.step + 1} (images {', '.join(ids)}); the last "
-                    f"checkpoint in {session.out} is good: resume with a lower optim.lr or with optim.clip_norm"
-                )
             session.accelerator.backward(output.loss)
-            if part == config.optim.accumulate - 1 and config.optim.clip_norm is not None:
-                session.accelerator.clip_grad_norm_(session.method.parameters(), config.optim.clip_norm)
+            if number == len(parts) and optim.clip_norm is not None:
+                session.accelerator.clip_grad_norm_(session.method.parameters(), optim.clip_norm)
             session.optimizer.step()
             session.optimizer.zero_grad(set_to_none=True)
-        for name, value in values.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value
-        state.count += 1
+        names = ("loss", *output.metrics)
+        values = torch.stack([output.loss.detach().double(), *(x.double() for x in output.metrics.values())])
+        ids = (*batch.labeled.ids, *(batch.unlabeled.ids if batch.unlabeled else ()))
+        session.unread.append((state.step + 1, ids, names, values))
     session.method.after_step(progress)
     state.step += 1
-    state.sums["time"] = state.sums.get("time", 0.0) + time.perf_counter() - began
-    state.seconds += time.perf_counter() - began
+
+
+def _settle(session: Session) -> None:
+    """Read the scalars of the last steps in one transfer, and add them to the row of the log.
+
+    Raises:
+        UserError: a loss is not finite. Nothing is saved before this is called, so the last checkpoint is good.
+    """
+    if not session.unread:
+        return
+    state, table = session.state, torch.stack([values for *_, values in session.unread]).tolist()
+    for (step, ids, names, _), values in zip(session.unread, table, strict=True):
+        if not math.isfinite(values[0]):
+            last = checkpoint_path(session.out, "last")
+            way = f"the checkpoint {last} is good: go on with --resume" if last.is_file() else "begin again with"
+            raise UserError(
+                f"the loss is {values[0]} in step {step} (images {', '.join(ids)}); {way} --set optim.clip_norm=1, "
+                "or take a lower optim.lr in a new run"
+            )
+        for name, value in zip(names, values, strict=True):
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.count += 1
+    session.unread.clear()
 
 
 def _log_means(session: Session, log: RunLog) -> None:
@@ -125,7 +164,7 @@ def _log_means(session: Session, log: RunLog) -> None:
         "epoch": state.step / session.steps_per_epoch,
         **means,
         "lr": session.optimizer.param_groups[0]["lr"],
-        "images_per_s": images * session.accelerator.num_processes / max(state.sums["time"], 1e-9),
+        "images_per_s": images * session.accelerator.num_processes / state.sums["time"],
         "seconds": state.seconds,
     }
     state.sums, state.count = {}, 0
@@ -162,6 +201,30 @@ def _validate(session: Session, log: RunLog) -> None:
     session.ui.row(row)
 
 
+def _save_last(session: Session) -> None:
+    _settle(session)
+    save_checkpoint(checkpoint_path(session.out, "last"), tensors(session), meta(session))
+
+
+@contextmanager
+def _showing(session: Session) -> Iterator[None]:
+    session.ui.begin(session.state.step, session.total)
+    try:
+        yield
+    finally:
+        session.ui.end()
+
+
+@contextmanager
+def _timed(state: State) -> Iterator[None]:
+    """Count the time of training alone: no validation, no checkpoints."""
+    began = time.perf_counter()
+    yield
+    elapsed = time.perf_counter() - began
+    state.sums["time"] = state.sums.get("time", 0.0) + elapsed
+    state.seconds += elapsed
+
+
 def _batches(session: Session) -> Any:
     return train_batches(
         session.source,
@@ -178,14 +241,3 @@ def _batches(session: Session) -> Any:
 def _to_device(batch: TrainBatch, session: Session) -> TrainBatch:
     batch = batch.to(session.accelerator.device, non_blocking=True)
     return batch.with_images(torch.float64) if session.config.train.precision == "fp64" else batch
-
-
-def _values(output: StepOutput) -> dict[str, float]:
-    """The step's scalars, in one transfer from the device."""
-    names = ["loss", *output.metrics]
-    stacked: Tensor = torch.stack([output.loss.detach().double(), *(x.double() for x in output.metrics.values())])
-    return dict(zip(names, stacked.tolist(), strict=True))
-
-
-def _epoch(session: Session) -> int:
-    return session.state.step // session.steps_per_epoch
