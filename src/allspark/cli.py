@@ -108,7 +108,7 @@ def check(
     """
     from allspark.data import open_source
     from allspark.data.check import check as check_source
-    from allspark.data.report import print_report
+    from allspark.data.check_report import print_report
     from allspark.options import data_config
     from allspark.terminal import counting, stdout
 
@@ -123,7 +123,7 @@ def check(
             progress=progress,
         )
     if as_json:
-        _print_json(report.as_dict(opened))
+        _print_json(report.to_json())
     else:
         print_report(report, opened, stdout())
     return 0 if report.safe else 1

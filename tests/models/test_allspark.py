@@ -62,6 +62,27 @@ def test_memory_without_classes_is_one_queue(num_classes, slots, images, seed):
         assert int(memory.written.sum()) == step * images * slots
 
 
+@pytest.mark.parametrize("classwise", [True, False])
+def test_a_write_waits_for_no_value_and_loops_over_no_channel(classwise):
+    """The same few operations for 4 and for 400 channels, none of which reads a value back to the host."""
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for slots in (4, 400):
+        names = []
+        memory = SemanticMemory(3, slots, (2, 2))
+        channels, classes = torch.randn(2, slots, 4), torch.randint(3, (2, slots))
+        with Watch():
+            memory.write(channels, classes if classwise else None, (2, 2))
+        assert not [name for name in names if "local_scalar" in name or "nonzero" in name or "bincount" in name]
+        counts.append(len(names))
+    assert counts[0] == counts[1] < 40
+
+
 def test_memory_fill_counts_filled_slots():
     memory = SemanticMemory(3, 4, (2, 2))
     memory.write(torch.randn(2, 4, 4), torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0]]), (2, 2))

@@ -94,11 +94,6 @@ class Report:
             },
         }
 
-    def as_dict(self, source: Source) -> dict[str, Any]:
-        """The same as `to_json`, for callers that hold the data set too."""
-        assert source.classes == self.classes
-        return self.to_json()
-
 
 def _plain(finding: Finding) -> dict[str, Any]:
     return {

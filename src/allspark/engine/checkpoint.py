@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -84,7 +86,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
     except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
         kept = "; the previous checkpoint is intact" if path.is_file() else ""
         reason = (isinstance(error, OSError) and error.strerror) or error
-        raise OSError(getattr(error, "errno", None), f"could not be written ({reason}){kept}", str(path)) from error
+        raise OSError(
+            getattr(error, "errno", errno.EIO), f"could not be written ({reason}){kept}", str(path)
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -108,9 +112,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this program")
     if header.get("crc32") != str(_checksum(tensors, text)):
         raise CheckpointError(f"{path}: altered or damaged (its checksum differs); use another checkpoint of the run")
-    meta = json.loads(text)
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {meta.get('format')}, this version reads format {FORMAT}")
+    try:
+        meta = json.loads(text)
+        found = meta["format"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: format {found}, this version reads format {FORMAT}")
     return Checkpoint(tensors, meta)
 
 
@@ -131,7 +139,11 @@ def open_run(run: Path, which: Literal["best", "last"] = "best") -> Run:
         raise CheckpointError(f"{run}: not a run (no {checkpoint_path(run, 'last')}); give the folder of `train --out`")
     checkpoint = load_checkpoint(path)
     meta = checkpoint.meta
-    config = Config.model_validate(meta["config"])
+    try:
+        config = Config.model_validate(meta["config"])
+    except ValidationError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: this version does not know its configuration ({reason})") from error
     segmenter = build_segmenter(config, len(meta["classes"]), load_weights=False)
     load_model(segmenter, checkpoint, path)
     palette = tuple((r, g, b) for r, g, b in meta["palette"])

@@ -6,7 +6,8 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,15 +41,17 @@ class RunLog:
     Args:
         run: folder of the run.
         step: weight updates done so far; rows of later steps, which a resumed run will write again, are cut.
+        classes: names of the classes; each has a column ``iou NAME`` in log.csv.
     """
 
-    def __init__(self, run: Path, step: int = 0) -> None:
+    def __init__(self, run: Path, step: int = 0, classes: Sequence[str] = ()) -> None:
+        self._columns = {name: name for name in COLUMNS} | {f"iou {name}": f"iou {name}" for name in classes}
         kept = [row for row in read_log(run) if row["step"] <= step] if step else []
         with atomic_write(run / "log.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         with atomic_write(run / "log.csv", "w") as file:
-            file.write(_csv_line(dict(zip(COLUMNS, COLUMNS, strict=True))))
-            file.writelines(_csv_line(row) for row in kept)
+            file.write(self._csv_line(self._columns))
+            file.writelines(self._csv_line(row) for row in kept)
         self._jsonl = (run / "log.jsonl").open("a", encoding="utf-8")
         self._csv = (run / "log.csv").open("a", encoding="utf-8")
         self._board: Any = None
@@ -60,13 +63,19 @@ class RunLog:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row; ``step`` counts the weight updates done."""
         self._jsonl.write(json.dumps(dict(row)) + "\n")
-        self._csv.write(_csv_line(row))
+        self._csv.write(self._csv_line(row))
         self._jsonl.flush()
         self._csv.flush()
         if self._board is not None:
-            for name, value in row.items():
+            for name, value in _flat(row).items():
                 if name not in {"step", "epoch"} and isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, row["step"])
+                    self._board.add_scalar(re.sub(r"[^\w./-]", "_", name), value, row["step"])
+
+    def _csv_line(self, row: Mapping[str, Any]) -> str:
+        text = io.StringIO()
+        values = _flat(row)
+        csv.writer(text, lineterminator="\n").writerow([values.get(column, "") for column in self._columns])
+        return text.getvalue()
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +89,6 @@ class RunLog:
             self._board.close()
 
 
-def _csv_line(row: Mapping[str, Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([row.get(column, "") for column in COLUMNS])
-    return text.getvalue()
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A validation's IoU of each class as values of their own."""
+    return {**row, **{f"iou {name}": value for name, value in row.get("iou", {}).items()}}

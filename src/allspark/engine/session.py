@@ -133,8 +133,13 @@ def look_at(out: Path, resume: bool) -> Checkpoint | None:
         CheckpointError: the run's checkpoint is damaged.
     """
     path = checkpoint_path(out, "last")
+    if resume and path.is_file():
+        checkpoint = load_checkpoint(path)
+        if not {"state", "images", "config"} <= checkpoint.meta.keys():
+            raise CheckpointError(f"{path}: holds no state of a training; start a new run with another --out")
+        return checkpoint
     if resume:
-        return load_checkpoint(path) if path.is_file() else None
+        return None
     if path.is_file() or (out / "config.yaml").is_file():
         raise ConfigError(f"{out}: already holds a run; go on with --resume, or choose another --out")
     return None
@@ -191,7 +196,7 @@ def meta(session: Session) -> dict[str, Any]:
     return {
         **describe(_absolute(session.config), session.source),
         "images": _fingerprints(session.source),
-        "scaler": scaler and scaler.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
         "state": asdict(session.state),
     }
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from allspark.config import Config
 from allspark.data.loading import train_batches

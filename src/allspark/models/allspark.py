@@ -49,7 +49,7 @@ class ChannelAttention(nn.Module):
         """Self-attention of unlabelled images, (u, c, n) -> (u, c, n): c x c scores in each head."""
         u, c, n = channels.shape
         heads = (u * self.num_heads, c, n)
-        q, k, v = ((layer.weight @ channels).view(heads) for layer in (self.query, self.key, self.value))
+        q, k, v = (_mix(layer, channels).view(heads) for layer in (self.query, self.key, self.value))
         attended = self._attend(q, k, v).view(u, self.num_heads, c, n)
         # Published weights split heads in blocks but join them channel by channel: (c, heads), not (heads, c).
         return self._project(attended.transpose(1, 2).reshape(u, -1, n))
@@ -64,8 +64,8 @@ class ChannelAttention(nn.Module):
             source: what they are reborn from, (s, c, n): all its s x heads x c channels are keys for every image.
                 None: each image attends to its own channels (inference).
         """
-        q = self.query.weight @ channels  # (b, heads * c, n)
-        k, v = (layer.weight @ (channels if source is None else source) for layer in (self.key, self.value))
+        q = _mix(self.query, channels)  # (b, heads * c, n)
+        k, v = (_mix(layer, channels if source is None else source) for layer in (self.key, self.value))
         if source is not None:
             k, v = (x.flatten(0, 1).unsqueeze(0) for x in (k, v))  # (1, s * heads * c, n)
         return self._project(self._attend(q, k, v))
@@ -74,7 +74,7 @@ class ChannelAttention(nn.Module):
         return channel_attention(q, k, v, self.dropout if self.training else 0.0)
 
     def _project(self, channels: Tensor) -> Tensor:
-        return F.dropout(self.out.weight @ channels, self.dropout, self.training)
+        return F.dropout(_mix(self.out, channels), self.dropout, self.training)
 
 
 class SemanticMemory(nn.Module):
@@ -120,19 +120,17 @@ class SemanticMemory(nn.Module):
         """
         new = _resample(channels, grid, self.grid).flatten(0, 1)  # (u * c, n)
         num_classes, slots, _ = self.channels.shape
+        order = torch.arange(len(new), device=new.device)
         if classes is None:
-            rank = torch.arange(len(new), device=new.device)
-            slot = (self.written.sum() + rank) % (num_classes * slots)
-            per_class = torch.bincount(slot // slots, minlength=num_classes)
+            slot = (self.written.sum() + order) % (num_classes * slots)
+            member = _one_hot(slot // slots, num_classes)
         else:
-            member = F.one_hot(classes.flatten(), num_classes)  # (u * c, k)
+            member = _one_hot(classes.flatten(), num_classes)  # (u * c, k)
             rank = (member.cumsum(0) * member).sum(1) - 1
             slot = (self.cursor[classes.flatten()] + rank) % slots + classes.flatten() * slots
-            per_class = member.sum(0)
-        order = torch.arange(len(new), device=new.device)
         last = order.new_zeros(num_classes * slots).scatter_reduce(0, slot, order, "amax")
         self.channels.view(-1, new.shape[1])[slot] = new[last[slot]].to(self.channels.dtype)
-        self.written += per_class
+        self.written += member.sum(0)
 
     def read(self, grid: Grid) -> Float[Tensor, "k c n"]:
         """The remembered channels, (k, slots, n), resampled to the asked grid."""
@@ -275,6 +273,16 @@ _PUBLISHED_NAMES = {
     "project_out.weight": "map_out.0.weight",
     "project_out.bias": "map_out.0.bias",
 }
+
+
+def _one_hot(classes: Tensor, count: int) -> Tensor:
+    """(m,) -> (m, count) int64; torch's own reads the values to check them, which waits for the device."""
+    return (classes[:, None] == torch.arange(count, device=classes.device)).long()
+
+
+def _mix(layer: nn.Linear, channels: Tensor) -> Tensor:
+    """Apply a linear map to the channel axis of (b, c, n); ``weight @ channels`` would copy the weight b times."""
+    return torch.bmm(layer.weight.expand(len(channels), -1, -1), channels)
 
 
 def _resample(channels: Tensor, grid: Grid, target: Grid) -> Tensor:
