@@ -153,12 +153,15 @@ def group_channels(
     Returns:
         (u, c), class ids.
     """
-    if how == "paper":
-        class_scores = class_scores.softmax(1)
-    maps = F.interpolate(class_scores.to(channels.dtype), grid, mode="bilinear", align_corners=False).flatten(2)
-    if how == "class-scores":
-        maps, channels = F.normalize(maps, dim=2), F.normalize(channels, dim=2)
-    return (maps @ channels.mT).argmax(1)  # (u, k, c) -> (u, c)
+    with torch.autocast(channels.device.type, enabled=False):  # similarities are close: half precision would misplace
+        channels = channels if channels.dtype == torch.float64 else channels.float()
+        scores = class_scores.to(channels.dtype)
+        if how == "paper":
+            scores = scores.softmax(1)
+        maps = F.interpolate(scores, grid, mode="bilinear", align_corners=False).flatten(2)
+        if how == "class-scores":
+            maps, channels = F.normalize(maps, dim=2), F.normalize(channels, dim=2)
+        return (maps @ channels.mT).argmax(1)  # (u, k, c) -> (u, c)
 
 
 class AllSparkBottleneck(nn.Module):
