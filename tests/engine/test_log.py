@@ -5,6 +5,16 @@ import csv
 from allspark.engine.log import RunLog, read_log
 
 
+def test_each_class_has_a_column(tmp_path):
+    with RunLog(tmp_path, classes=("sky", "tv monitor")) as log:
+        log.write({"step": 1, "loss": 0.5})
+        log.write({"step": 1, "miou": 0.25, "iou": {"sky": 0.25, "tv monitor": None}})
+    with (tmp_path / "log.csv").open() as file:
+        training, validation = csv.DictReader(file)
+    assert training["iou sky"] == "" and training["loss"] == "0.5"
+    assert validation["iou sky"] == "0.25" and validation["iou tv monitor"] == ""
+
+
 def rows(*steps):
     return [{"step": step, "epoch": 0.1, "loss": step / 3, "iou": {"a": 0.5}} for step in steps]
 

@@ -21,7 +21,7 @@ from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
 from allspark.settings import apply_overrides, load_config
-from allspark.types import Progress
+from allspark.types import Progress, StepOutput
 
 
 @pytest.fixture
@@ -231,6 +231,25 @@ def test_another_number_of_classes_is_named(config, tmp_path, tiny_folder):
 def test_a_loss_that_is_not_finite_stops_with_the_images(config, tmp_path):
     with pytest.raises(UserError, match=r"the loss is (nan|inf) in step \d+ \(images labeled_"):
         train(apply_overrides(config, ["optim.lr=1e30", "train.steps_per_epoch=10"]), tmp_path / "run")
+
+
+def test_the_step_that_broke_is_named_and_nothing_broken_is_saved(config, tmp_path, monkeypatch):
+    """Losses are read later than they are computed, but before anything is saved."""
+    forward = METHODS["allspark"].forward
+
+    def breaks(self, batch, progress):
+        output = forward(self, batch, progress)
+        return StepOutput(output.loss * float("nan"), output.metrics) if progress.step == 4 else output
+
+    monkeypatch.setattr(METHODS["allspark"], "forward", breaks)
+    config = apply_overrides(
+        config, ["train.steps_per_epoch=20", "train.epochs=1", "train.log_every=50", "train.checkpoint_every=3"]
+    )
+    with pytest.raises(UserError, match=r"the loss is nan in step 5 \(images labeled_"):
+        train(config, tmp_path / "run")
+    last = load_checkpoint(checkpoint_path(tmp_path / "run", "last"))
+    assert last.meta["state"]["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in last.part("model.").values())
 
 
 @pytest.fixture

@@ -40,10 +40,10 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
         if not line.strip() or line.startswith("#"):
             continue
         fields = [field.strip() for field in line.split("\t")]
+        where = f"{path}, line {number}"
         if len(fields) == 1:
             fields = [str(len(names)), *fields]
-        where = f"{path}, line {number}"
-        if fields[0] == str(IGNORE):
+        elif fields[0] == str(IGNORE):
             continue
         if fields[0] != str(len(names)):
             raise DataError(

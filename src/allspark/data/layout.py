@@ -106,12 +106,14 @@ def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) 
         sample = layout.sample(name)
         listed = layout.root / mask
         return replace(sample, mask=listed if sample.mask is None or listed.is_file() else sample.mask)
-    wanted = line if len(cuts) != 1 else line[: cuts[0]]
+    # `IMAGE MASK`, whose image does not exist; else the whole line is a name.
+    wanted = line[: cuts[0]] if len(cuts) == 1 and PurePosixPath(line).suffix in IMAGE_SUFFIXES else line
     parts = PurePosixPath(wanted).parts
     if PurePosixPath(wanted).is_absolute() or ".." in parts:
         raise DataError(f"{where}: {wanted!r} leaves the data set's folder {layout.root}")
     looked_for = layout.root / wanted if len(parts) > 1 else layout.image_folder / wanted
-    near = difflib.get_close_matches(PurePosixPath(wanted).stem, list(layout.images)[:20_000], 1, 0.8)
+    name = os.path.splitext(wanted)[0].removeprefix(f"{layout.image_folder.name}/")
+    near = difflib.get_close_matches(name, list(layout.images)[:20_000], 1, 0.8)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(f"{where}: no image {looked_for}{'' if PurePosixPath(wanted).suffix else '.*'}{hint}")
 

@@ -73,7 +73,7 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: St
     state, every = session.state, session.config.train
     while state.step < session.total and stop.exit_code is None:
         with _timed(state):
-            parts = _next_parts(batches, session.config.optim.accumulate, stop)
+            parts = _next_parts(session, batches, stop)
             if parts is None:
                 return
             _update(session, parts)
@@ -81,8 +81,7 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: St
             epoch, rest = divmod(state.step, session.steps_per_epoch)
             epoch_done = at_end or rest == 0
             row_due = at_end or state.step % every.log_every == 0
-            # Reading from a GPU waits for it, so that is left until a number is needed.
-            if row_due or epoch_done or session.accelerator.device.type == "cpu":
+            if row_due or epoch_done:
                 _settle(session)
         if row_due:
             _log_means(session, log)
@@ -93,18 +92,19 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: St
         session.ui.advance(state.step)
 
 
-def _next_parts(batches: Iterator[TrainBatch], count: int, stop: StopRequest) -> list[TrainBatch] | None:
+def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopRequest) -> list[TrainBatch] | None:
     """The micro-batches of the next step; None if the run is to stop and its readers already have.
 
     A termination signal usually reaches all processes of a job, and the readers end at once. All parts are read before
-    the step touches any state, so that the state between two steps can still be saved.
+    the step touches any state, so that the state between two steps can still be saved: nothing is lost by a bad image.
     """
     try:
-        return [next(batches) for _ in range(count)]
+        return [next(batches) for _ in range(session.config.optim.accumulate)]
     except DataError:
-        if stop.exit_code is None:
-            raise
-        return None
+        if stop.exit_code is not None:
+            return None
+        _save_last(session)
+        raise
 
 
 def _update(session: Session, parts: list[TrainBatch]) -> None:
@@ -131,7 +131,9 @@ def _update(session: Session, parts: list[TrainBatch]) -> None:
 
 
 def _settle(session: Session) -> None:
-    """Read the scalars of the last steps in one transfer, and add them to the row of the log.
+    """Add the scalars of the last steps to the row of the log.
+
+    Reading from a GPU waits for it, so that is left until a number is needed, and done in one transfer.
 
     Raises:
         UserError: a loss is not finite. Nothing is saved before this is called, so the last checkpoint is good.

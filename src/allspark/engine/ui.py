@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -59,6 +61,7 @@ class RichUI:
         self._console = console
         self._label = label
         self._total = 0
+        self._first = (0, 0.0)  # the step that training began with, and when
         self._progress: Progress | None = None
         self._task: Any = None
 
@@ -69,6 +72,7 @@ class RichUI:
     def begin(self, step: int, total: int) -> None:
         """Draw the bar."""
         self._total = total
+        self._first = (step, time.monotonic())
         if not self._console.is_terminal:
             return
         self._progress = Progress(
@@ -76,7 +80,7 @@ class RichUI:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
+            *([TimeElapsedColumn()] if self._console.width >= 100 else []),
             TextColumn("eta"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self._console,
@@ -103,7 +107,11 @@ class RichUI:
         if self._progress is not None:
             self._progress.update(self._task, numbers=numbers)
         else:
-            self.note(f"step {row['step']}/{self._total}  {numbers}")
+            self.note(f"step {row['step']}/{self._total}  {numbers}  eta {self._to_go(row['step'])}")
+
+    def _to_go(self, step: int) -> timedelta:
+        first, began = self._first
+        return timedelta(seconds=round((time.monotonic() - began) / (step - first) * (self._total - step)))
 
     def end(self) -> None:
         """Leave the bar as it stands."""

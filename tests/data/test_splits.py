@@ -1,0 +1,88 @@
+"""Partitions: reproducible, complete, and rare classes kept when asked."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allspark.config import DataConfig
+from allspark.data import open_source
+from allspark.data.splits import make_split
+from allspark.errors import DataError, UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """40 labelled images, of which number 17 alone holds class 2; 8 without a mask; 2 for validation."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for i in range(50):
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / f"{i:02d}.png")
+        if i < 42:
+            mask = np.zeros((4, 4), np.uint8)
+            mask[0, 0] = 2 if i == 17 else 1
+            Image.fromarray(mask).save(tmp_path / "masks" / f"{i:02d}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nrare\n")
+    (tmp_path / "val.txt").write_text("40\n41\n")
+    return tmp_path
+
+
+def split(root, *args, **kwargs):
+    return make_split(open_source(DataConfig(root=root), require_labels=False), *args, **kwargs)
+
+
+def lines(result, role):
+    return (result.folder / f"{role}.txt").read_text().split()
+
+
+def test_a_fraction_is_one_of_all_training_images(root):
+    result = split(root, "1/8", 0)
+    assert (result.labeled, result.unlabeled) == (6, 42)
+    labeled, unlabeled = set(lines(result, "labeled")), set(lines(result, "unlabeled"))
+    assert not labeled & unlabeled and len(labeled | unlabeled) == 48 and not {"40", "41"} & (labeled | unlabeled)
+    assert max(map(int, labeled)) < 40
+
+
+def test_the_same_seed_gives_the_same_lists(root, tmp_path_factory):
+    first = split(root, "1/8", 3)
+    again = split(root, "1/8", 3)
+    assert lines(first, "labeled") == lines(again, "labeled")
+    assert lines(split(root, "1/8", 4), "labeled") != lines(first, "labeled")
+
+
+def test_seed_0_is_the_same_on_every_machine(root):
+    assert lines(split(root, "3", 0), "labeled") == ["10", "16", "31"]
+
+
+def test_stratified_keeps_the_rare_class(root):
+    plain = [seed for seed in range(20) if "17" in lines(split(root, "4", seed), "labeled")]
+    assert len(plain) < 20
+    for seed in range(20):
+        result = split(root, "4", seed, stratified=True)
+        assert "17" in lines(result, "labeled") and result.labeled == 4 and result.missing_classes == ()
+
+
+def test_classes_that_cannot_be_kept_are_named(root):
+    result = split(root, "1", 0, stratified=True)
+    assert result.missing_classes == ("b",)  # the one image is that of the rarest class
+
+
+def test_a_split_opens_by_its_name(root):
+    result = split(root, "0.25", 0, name="ein Viertel")
+    source = open_source(DataConfig(root=root, split="ein Viertel"))
+    assert [s.id for s in source.labeled] == lines(result, "labeled") and len(source.val) == 2
+    assert len(source.unlabeled) == result.unlabeled
+
+
+def test_another_split_is_not_overwritten(root):
+    result = split(root, "1/8", 0, name="x")
+    before = lines(result, "labeled")
+    with pytest.raises(DataError, match="is another split"):
+        split(root, "1/8", 1, name="x")
+    assert lines(result, "labeled") == before
+
+
+@pytest.mark.parametrize("labeled", ["0", "1/0", "a", "9/8", "-1/8", "41", "-3"])
+def test_impossible_amounts_are_refused(root, labeled):
+    with pytest.raises(UserError, match=f"--labeled {labeled}"):
+        split(root, labeled)
+    assert not (root / "splits").exists()

@@ -1,0 +1,80 @@
+"""PASCAL VOC in its true layout, with the published lists."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allspark.config import DataConfig
+from allspark.data import open_source
+from allspark.data.image import read_mask
+from allspark.data.layout import Layout, find_files, read_list
+from allspark.errors import DataError
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    """VOCdevkit/VOC2012: 6 images, 3 finely labelled, 2 from SBD, 1 for validation."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    names = [f"2007_{i:06d}" for i in range(6)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (10, 8)).save(root / "JPEGImages" / f"{name}.jpg")
+        kind = "SegmentationClassAug" if i in (3, 4) else "SegmentationClass"
+        Image.fromarray(np.full((8, 10), i, np.uint8)).save(root / kind / f"{name}.png")
+    for part, members in {"train": names[:3], "train_aug": names[:5], "val": names[5:]}.items():
+        (root / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(members) + "\n")
+    return tmp_path / "VOCdevkit"
+
+
+def ids(samples):
+    return [sample.id[-1] for sample in samples]
+
+
+@pytest.mark.parametrize("sub", ["", "VOC2012"])
+def test_devkit_opens_at_either_level(devkit, sub):
+    source = open_source(DataConfig(source="voc", root=devkit / sub))
+    assert (ids(source.labeled), ids(source.unlabeled), ids(source.val)) == (["0", "1", "2"], ["3", "4"], ["5"])
+    assert len(source.classes) == 21 and source.palette[15] == (192, 128, 128)  # person, as in the devkit
+
+
+def test_published_lists_load_as_they_are(devkit):
+    root = devkit / "VOC2012"
+    line = "JPEGImages/2007_{0:06d}.jpg SegmentationClass/2007_{0:06d}.png\n"
+    (devkit / "labeled.txt").write_text(line.format(1) + line.format(3))
+    source = open_source(DataConfig(source="voc", root=root, labeled=devkit / "labeled.txt"))
+    assert ids(source.labeled) == ["1", "3"] and ids(source.unlabeled) == ["0", "2", "4"]
+    # The mask of an SBD image is found in the folder that has it.
+    assert source.labeled[1].mask == root / "SegmentationClassAug" / "2007_000003.png"
+    assert (read_mask(source.labeled[1].mask) == 3).all()
+
+
+def test_missing_pieces_are_named(devkit):
+    with pytest.raises(DataError, match=r"JPEGImages: no such folder"):
+        open_source(DataConfig(source="voc", root=devkit / "VOC2012" / "ImageSets"))
+    (devkit / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"train\.txt: no such file"):
+        open_source(DataConfig(source="voc", root=devkit))
+
+
+def test_real_images_and_their_lists(shared):
+    root = shared / "data" / "voc-mini"
+    source = open_source(DataConfig(source="voc", root=root))
+    assert (len(source.labeled), len(source.unlabeled), len(source.val)) == (110, 50, 70)
+    half = open_source(DataConfig(source="voc", root=root, split="mini/half", val="splits/mini/val.txt"))
+    assert len(half.labeled) + len(half.unlabeled) == 160 and len(half.val) == 70
+
+
+def test_all_published_partitions_of_voc_parse(shared, tmp_path):
+    lists = sorted((shared / "splits" / "pascal").glob("*.txt"))
+    assert len(lists) == 14
+    names = {line.split()[0].split("/")[1] for path in lists for line in path.read_text().splitlines()}
+    (tmp_path / "JPEGImages").mkdir()
+    for name in names:
+        (tmp_path / "JPEGImages" / name).touch()
+    images = find_files(tmp_path / "JPEGImages")
+    layout = Layout(tmp_path, images, {}, tmp_path / "JPEGImages", tmp_path / "SegmentationClass")
+    for path in lists:
+        samples = read_list(path, layout)
+        assert len(samples) == len(path.read_text().splitlines())
+        assert samples[0].mask == tmp_path / "SegmentationClass" / f"{samples[0].id}.png"

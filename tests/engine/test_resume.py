@@ -1,0 +1,228 @@
+"""What a resumed run takes over, what it may change, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from allspark.engine import session as session_module
+from allspark.engine import train as train_module
+from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
+from allspark.engine.log import read_log
+from allspark.engine.signals import Interrupted, StopRequest
+from allspark.engine.train import train
+from allspark.errors import CheckpointError, ConfigError, DataError
+from allspark.settings import apply_overrides, load_config
+
+
+@pytest.fixture
+def config(tiny_config, tiny_folder):
+    return apply_overrides(tiny_config, [f"data.root={tiny_folder}", "train.checkpoint_every=100"])
+
+
+class Lines(train_module.Silent):
+    """Keeps what the user would read."""
+
+    def __init__(self):
+        self.lines = []
+
+    def note(self, line):
+        self.lines.append(line)
+
+
+def same_result(left, right):
+    assert [r["loss"] for r in read_log(left) if "loss" in r] == [r["loss"] for r in read_log(right) if "loss" in r]
+    assert [r["iou"] for r in read_log(left) if "iou" in r] == [r["iou"] for r in read_log(right) if "iou" in r]
+    a, b = (load_checkpoint(checkpoint_path(run, "last")).tensors for run in (left, right))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def stop_after(monkeypatch, steps, act=lambda: signal.raise_signal(signal.SIGINT)):
+    """Let training be interrupted once, after some steps of this process."""
+    update, count = train_module._update, [0]
+
+    def counted(session, parts):
+        update(session, parts)
+        count[0] += 1
+        if count[0] == steps:
+            act()
+
+    monkeypatch.setattr(train_module, "_update", counted)
+
+
+def copy_of(folder, target):
+    """A data set whose lists may be changed: links to the pictures, copies of the rest."""
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.is_dir():
+            (target / path.name).symlink_to(path)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("override", ["optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7"])
+def test_settings_that_touch_the_step_resume_exactly(config, tmp_path, monkeypatch, override):
+    config = apply_overrides(config, [override, "train.log_every=3"])
+    train(config, tmp_path / "whole")
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted) as stopped:
+        train(config, tmp_path / "parts")
+    assert stopped.value.exit_code == 130
+    train(config, tmp_path / "parts", resume=True)
+    same_result(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_signal_to_the_whole_job_finishes_the_step(config, tmp_path):
+    """As a scheduler does it: SIGTERM to every process, so the readers of images die while the run saves itself."""
+    config = apply_overrides(config, ["train.steps_per_epoch=30", "data.workers=2", "train.log_every=1"])
+    train(config, tmp_path / "whole")
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\nfrom allspark.config import Config\n"
+        "from allspark.engine.train import train\nfrom allspark.engine.signals import Interrupted\n"
+        f"config = Config.model_validate_json({config.model_dump_json()!r})\n"
+        f"try: train(config, Path({str(tmp_path / 'parts')!r}))\n"
+        "except Interrupted as stop: print(stop); sys.exit(stop.exit_code)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(read_log(tmp_path / "parts")) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "allspark train --out" in out and "Traceback" not in errors
+    assert load_checkpoint(checkpoint_path(tmp_path / "parts", "last")).meta["state"]["step"] >= 2
+    train(config, tmp_path / "parts", resume=True)
+    same_result(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.exit_code == 130
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_bad_image_costs_no_step_that_was_done(config, tmp_path, tiny_folder, monkeypatch):
+    config = apply_overrides(config, ["data.on_bad_image=stop"])
+    train(config, tmp_path / "whole")
+    batches = train_module.train_batches
+
+    def breaks(*args, **kwargs):
+        stream = batches(*args, **kwargs)
+        yield next(stream)
+        yield next(stream)
+        yield next(stream)
+        raise DataError("image.png: truncated")
+
+    monkeypatch.setattr(train_module, "train_batches", breaks)
+    with pytest.raises(DataError, match=r"image\.png"):
+        train(config, tmp_path / "parts")
+    assert load_checkpoint(checkpoint_path(tmp_path / "parts", "last")).meta["state"]["step"] == 3
+    monkeypatch.setattr(train_module, "train_batches", batches)
+    train(apply_overrides(config, ["data.on_bad_image=skip"]), tmp_path / "parts", resume=True)
+    same_result(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_resume_needs_no_pretrained_weights(config, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    gone = apply_overrides(config, [f"model.pretrained={tmp_path / 'gone.pth'}"])
+    with pytest.raises(CheckpointError, match=r"gone\.pth"):
+        train(gone, tmp_path / "other")
+    assert train(gone, tmp_path / "run", resume=True).steps == 4
+
+
+def test_what_may_change_is_said_and_kept(config, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    ui = Lines()
+    train(apply_overrides(config, ["data.workers=1"]), tmp_path / "run", resume=True, ui=ui)
+    assert "note: goes on with data.workers = 1, before it was 0" in ui.lines
+    assert load_config(tmp_path / "run" / "config.yaml").data.workers == 1
+
+
+def test_other_images_are_refused(config, tmp_path, tiny_folder, monkeypatch):
+    root = copy_of(tiny_folder, tmp_path / "data")
+    config = apply_overrides(config, [f"data.root={root}"])
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    before = checkpoint_path(tmp_path / "run", "last").read_bytes()
+    names = (root / "val.txt").read_text().splitlines()
+    (root / "val.txt").write_text("\n".join(names[1:]) + "\n")
+    with pytest.raises(ConfigError, match=r"data\.\w+ held \d+ images"):
+        train(config, tmp_path / "run", resume=True)
+    assert checkpoint_path(tmp_path / "run", "last").read_bytes() == before
+    (root / "val.txt").write_text("\n".join(names) + "\n")
+    assert train(config, tmp_path / "run", resume=True).steps == 4
+
+
+def test_a_moved_data_set_is_taken(config, tmp_path, tiny_folder, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    moved = apply_overrides(config, [f"data.root={copy_of(tiny_folder, tmp_path / 'moved')}"])
+    assert train(moved, tmp_path / "run", resume=True).steps == 4
+
+
+def test_the_loss_scale_of_fp16_goes_on(config, tmp_path, monkeypatch):
+    """A scaler on the CPU stands in for the GPU's: powers of two change no result, and its count is kept."""
+    plain = session_module._accelerator
+
+    def scaled(config):
+        accelerator = plain(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        return accelerator
+
+    monkeypatch.setattr(session_module, "_accelerator", scaled)
+    train(config, tmp_path / "whole")
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "parts")
+    train(config, tmp_path / "parts", resume=True)
+    a, b = (load_checkpoint(checkpoint_path(tmp_path / run, "last")).meta["scaler"] for run in ("whole", "parts"))
+    assert a == b and a["scale"] == 8.0 and a["_growth_tracker"] == 1
+    same_result(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_unfinished_writes_of_a_killed_run_are_removed(config, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    debris = [tmp_path / "run" / "checkpoints" / ".last.safetensors.x1.tmp", tmp_path / "run" / ".log.csv.x2.tmp"]
+    for path in debris:
+        path.write_bytes(b"half")
+    train(config, tmp_path / "run", resume=True)
+    assert not any(path.exists() for path in debris)
+
+
+def test_a_damaged_checkpoint_is_not_resumed(config, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    path = checkpoint_path(tmp_path / "run", "last")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=str(path)):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_says_so(config, tmp_path):
+    first = train(config, tmp_path / "run")
+    before = checkpoint_path(tmp_path / "run", "last").read_bytes()
+    ui = Lines()
+    assert train(config, tmp_path / "run", resume=True, ui=ui) == first
+    assert "finished already, 4 of 4 steps" in ui.lines[-1]
+    assert checkpoint_path(tmp_path / "run", "last").read_bytes() == before
