@@ -208,3 +208,9 @@ def test_variants_are_timed_in_turns():
     assert order == ["a", "b"] * 3
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 2, "b": 2}
     assert all(timing.median >= 0 for timing in timings.values())
+
+
+def test_operations_count_products_in_place_too():
+    a, b, out = torch.randn(3, 5), torch.randn(5, 7), torch.zeros(3, 7)
+    assert operations(lambda: a @ b) == operations(lambda: out.addmm_(a, b)) == 2 * 3 * 5 * 7
+    assert operations(lambda: torch.mm(a, b, out=out)) == 2 * 3 * 5 * 7
