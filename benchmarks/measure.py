@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import platform
 import re
 import resource
@@ -10,7 +11,7 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 MB = 1024 * 1024
 
@@ -84,10 +85,29 @@ def peak_memory(work: Work, repeats: int = 2, device: str = "cpu") -> int:
 
 def operations(function: Callable[[], Any]) -> int:
     """Return the floating point operations of matrix products and convolutions, forward and backward."""
-    in_place = {torch.ops.aten.addmm_: addmm_flop}  # torch's own table knows it out of place only
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
         function()
     return counter.get_total_flops()
+
+
+def _product(_: Any, left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+def _attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * 2 * math.prod(query) * key[-2]  # scores, and what they weigh
+
+
+def _attention_backward(_: Any, query: Sequence[int], key: Sequence[int], *__: Any, **___: Any) -> int:
+    return 5 * 2 * math.prod(query) * key[-2]  # the scores again, and four gradients
+
+
+_ATEN = torch.ops.aten
+_UNCOUNTED = {  # what torch's own table leaves out
+    _ATEN.addmm_: _product,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:

@@ -210,7 +210,10 @@ def test_variants_are_timed_in_turns():
     assert all(timing.median >= 0 for timing in timings.values())
 
 
-def test_operations_count_products_in_place_too():
+def test_operations_count_what_torch_leaves_out():
     a, b, out = torch.randn(3, 5), torch.randn(5, 7), torch.zeros(3, 7)
     assert operations(lambda: a @ b) == operations(lambda: out.addmm_(a, b)) == 2 * 3 * 5 * 7
-    assert operations(lambda: torch.mm(a, b, out=out)) == 2 * 3 * 5 * 7
+    query = torch.randn(2, 1, 6, 8, requires_grad=True)
+    product = 2 * 2 * 6 * 6 * 8
+    assert operations(lambda: F.scaled_dot_product_attention(query, query, query)) == 2 * product
+    assert operations(lambda: F.scaled_dot_product_attention(query, query, query).sum().backward()) == 7 * product

@@ -186,7 +186,9 @@ def train(
 def evaluate(
     run: RunArgument,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="another data set (default: the run's)")] = None,
-    split_name: Annotated[Literal["val", "train"], typer.Option("--split", help="images to evaluate")] = "val",
+    split_name: Annotated[
+        str, typer.Option("--split", metavar="NAME", help="val, train, a list file, or NAME for DATA/NAME.txt")
+    ] = "val",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
     checkpoint: CheckpointOption = "best",
     mode: ModeOption = None,
@@ -199,9 +201,9 @@ def evaluate(
     from allspark.terminal import counting, print_scores
 
     opened = open_run(run, checkpoint)
-    where = data_of_run(opened.config, data)
+    where = data_of_run(opened.config, data, split_name)
     source = open_source(where, require_labels=False)
-    samples = source.val if split_name == "val" else source.labeled
+    samples = source.labeled if split_name == "train" else source.val
     with counting("evaluating", "images") as progress:
         scores = score(
             predictor(opened, mode),

@@ -34,12 +34,22 @@ def data_config(data: Path, source: str | None) -> DataConfig:
     return config.data.model_copy(update={"root": data})
 
 
-def data_of_run(config: Config, data: Path | None) -> DataConfig:
-    """The data set that a run is evaluated on: its own, or another one with that one's own lists."""
-    if data is None:
-        return config.data
-    others = {"root": data, "source": layout_of(data), "split": None, "labeled": None, "unlabeled": None, "val": None}
-    return config.data.model_copy(update=others)
+def data_of_run(config: Config, data: Path | None, split: str) -> DataConfig:
+    """The data set that a run is evaluated on.
+
+    Args:
+        config: of the run.
+        data: another data set, with its own lists; None: the run's.
+        split: `val` or `train`, else a list file, or the name of one in the data set's folder (`test` for test.txt),
+            whose images then stand where the validation images are.
+    """
+    changes: dict[str, object] = {}
+    if data is not None:
+        lists = {"split": None, "labeled": None, "unlabeled": None, "val": None}
+        changes = {"root": data, "source": layout_of(data), **lists}
+    if split not in {"val", "train"}:
+        changes["val"] = Path(split) if Path(split).is_file() else Path(f"{split}.txt")
+    return config.data.model_copy(update=changes)
 
 
 def chosen(

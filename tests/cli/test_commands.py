@@ -128,6 +128,17 @@ def test_eval_modes_splits_and_other_data(run, tiny_folder, tmp_path, capsys):
     assert results["train"]["images"] == 4
 
 
+def test_eval_takes_any_list(run, tiny_folder, tmp_path, capsys):
+    moved = shutil.copytree(tiny_folder, tmp_path / "moved")
+    (moved / "test.txt").write_text("val_0001\n")
+    (tmp_path / "mine.txt").write_text("labeled_0000\nval_0001\n")
+    for split, images in (("test", 1), (tmp_path / "mine.txt", 2)):
+        succeed("eval", run, "--json", "--data", moved, "--split", split)
+        assert json.loads(capsys.readouterr().out)["images"] == images
+    assert main(["eval", str(run), "--split", "tset"]) == 2
+    assert "no such list tset.txt" in capsys.readouterr().err
+
+
 def test_predict_writes_masks_overlays_and_scores(run, tiny_folder, tmp_path, capsys):
     odd = tmp_path / "in" / "odd.jpg"
     odd.parent.mkdir()
