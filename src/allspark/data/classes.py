@@ -30,7 +30,7 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
     """
     try:
         lines = [line.rstrip() for line in path.read_text("utf-8-sig").splitlines()]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such file; {_suggestion(masks)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
@@ -82,7 +82,7 @@ def is_rgb(path: Path) -> bool:
 
 def _colour(text: str, where: str) -> RGB:
     parts = text.replace(",", " ").split()
-    if len(parts) != 3 or not all(part.isdigit() and int(part) <= 255 for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) <= 255 for part in parts):
         raise DataError(f"{where}: a colour is three numbers from 0 to 255, as in `128 64 0`; got {text!r}")
     return int(parts[0]), int(parts[1]), int(parts[2])
 

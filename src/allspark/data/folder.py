@@ -6,7 +6,7 @@ import numpy as np
 
 from allspark.config import DataConfig
 from allspark.data.classes import colours_in, is_rgb, read_classes
-from allspark.data.layout import Layout, divide, find_files, read_list
+from allspark.data.layout import Layout, configured_lists, divide, find_files, read_list
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
 
@@ -17,8 +17,8 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
     """Open ROOT/images, ROOT/masks and ROOT/classes.txt.
 
     An image is labelled if masks/ holds a file of the same name (another suffix is fine). ROOT/train.txt and
-    ROOT/val.txt, where present, name the training and validation images; without val.txt every fifth labelled image
-    (in an order shuffled once and for all) is held out.
+    ROOT/val.txt, where present, name the training and validation images; without val.txt or a configured list every
+    fifth labelled image (in an order shuffled once and for all) is held out, also of a configured labelled list.
 
     Args:
         config: where and which lists.
@@ -48,22 +48,25 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
             f"{coloured[0]}: an RGB mask, but {root / 'classes.txt'} gives no colours; write `0<TAB>NAME<TAB>R G B` a "
             f"line, one a class; the first masks hold the colours {colours}"
         )
-    train, labeled, val, notes = _own_division(layout)
+    _, _, val_list = configured_lists(config, root)
+    train, labeled, val, notes = _own_division(layout, hold_out=val_list is None)
     parts = divide(config, layout, train=train, labeled=labeled, val=val, require_labels=require_labels)
-    held_out = notes if parts.val == tuple(val) else ()
+    apart = {sample.id for sample in val} if notes else set()  # held out here: no list of the user's says otherwise
     return Source(
         root=root,
         classes=names,
         palette=palette,
-        labeled=parts.labeled,
+        labeled=tuple(sample for sample in parts.labeled if sample.id not in apart),
         unlabeled=parts.unlabeled,
         val=parts.val,
         rgb_masks=bool(coloured),
-        notes=(*held_out, *parts.notes),
+        notes=(*notes, *parts.notes),
     )
 
 
-def _own_division(layout: Layout) -> tuple[list[Sample], list[Sample], list[Sample], tuple[str, ...]]:
+def _own_division(
+    layout: Layout, *, hold_out: bool
+) -> tuple[list[Sample], list[Sample], list[Sample], tuple[str, ...]]:
     """Training, labelled and validation images as train.txt and val.txt say, or as the masks do."""
     notes: tuple[str, ...] = ()
     train_list, val_list = layout.root / "train.txt", layout.root / "val.txt"
@@ -73,7 +76,7 @@ def _own_division(layout: Layout) -> tuple[list[Sample], list[Sample], list[Samp
         val = list(read_list(val_list, layout))
     else:
         order = np.random.default_rng(0).permutation(len(masked))
-        held = sorted(order[: max(1, len(masked) // _HELD_OUT)].tolist()) if len(masked) > 1 else []
+        held = sorted(order[: max(1, len(masked) // _HELD_OUT)].tolist()) if hold_out and len(masked) > 1 else []
         val = [masked[i] for i in held]
         if val:
             notes = (f"no {val_list}: {len(val)} of {len(masked)} labelled images are held out for validation",)

@@ -178,7 +178,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
     if image.mode.startswith(("I", "F")):
@@ -204,6 +204,10 @@ def _indices(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     values = np.asarray(image)
     if values.dtype != np.uint8 and values.max(initial=0) > 255:
         raise DataError(f"{path}: mask values up to {values.max()}, but class ids end at 254")
+    if values.min(initial=0) < 0:
+        raise DataError(
+            f"{path}: mask values from {values.min()}, but class ids begin at 0 (write 255 for ignored pixels)"
+        )
     return np.array(values, np.uint8)
 
 

@@ -105,7 +105,7 @@ def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) 
             raise DataError(f"{where}: {mask!r} leaves the data set's folder {layout.root}")
         sample = layout.sample(name)
         listed = layout.root / mask
-        return replace(sample, mask=listed if sample.mask is None or listed.is_file() else sample.mask)
+        return replace(sample, mask=listed if sample.mask is None or os.path.isfile(listed) else sample.mask)
     # `IMAGE MASK`, whose image does not exist; else the whole line is a name.
     wanted = line[: cuts[0]] if len(cuts) == 1 and PurePosixPath(line).suffix in IMAGE_SUFFIXES else line
     parts = PurePosixPath(wanted).parts
@@ -144,29 +144,34 @@ def divide(
         layout: the files.
         train: all training images.
         labeled: those of them that are labelled unless a list says otherwise.
-        val: validation images unless a list says otherwise.
+        val: validation images unless a list says otherwise; they are taken out of ``labeled``, not out of its list.
         require_labels: an empty labelled set is an error.
 
     Raises:
         DataError: a list is missing or wrong, or no image is labelled.
     """
-    labeled_list, unlabeled_list, val_list = _lists(config, layout.root)
+    labeled_list, unlabeled_list, val_list = configured_lists(config, layout.root)
     notes = []
     if val_list:
         val = read_list(val_list, layout)
+    apart = _ids(val)
     if labeled_list:
         labeled = read_list(labeled_list, layout)
-        missing = [sample for sample in labeled if sample.mask is None or not sample.mask.is_file()]
+        missing = [sample for sample in labeled if sample.mask is None or not os.path.isfile(sample.mask)]
         if missing and require_labels:
             looked = missing[0].mask or layout.mask_folder / f"{missing[0].id}.png"
             more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
             raise DataError(f"{labeled_list}: {missing[0].id!r} is listed as labelled but has no mask {looked}{more}")
-    taken = {sample.id for sample in (*labeled, *val)}
-    if unlabeled_list:
-        unlabeled = [sample for sample in read_list(unlabeled_list, layout) if sample.id not in _ids(val)]
     else:
+        labeled = [sample for sample in labeled if sample.id not in apart]
+    taken = _ids(labeled) | apart
+    if unlabeled_list:
+        listed = read_list(unlabeled_list, layout)
+        unlabeled = [sample for sample in listed if sample.id not in apart]
+    else:
+        listed = tuple(train)
         unlabeled = [sample for sample in train if sample.id not in taken]
-    dropped = _ids(val) & _ids(read_list(unlabeled_list, layout) if unlabeled_list else train)
+    dropped = apart & _ids(listed)
     if dropped:
         notes.append(f"{len(dropped)} validation images are kept out of training")
     if require_labels and not labeled:
@@ -177,8 +182,12 @@ def divide(
     return Parts(tuple(labeled), tuple(unlabeled), tuple(val), tuple(notes))
 
 
-def _lists(config: DataConfig, root: Path) -> tuple[Path | None, Path | None, Path | None]:
-    """The labelled, unlabelled and validation list that the configuration names."""
+def configured_lists(config: DataConfig, root: Path) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the labelled, unlabelled and validation list that the configuration names.
+
+    Raises:
+        DataError: one of them does not exist.
+    """
     chosen = {"labeled": config.labeled, "unlabeled": config.unlabeled, "val": config.val}
     if config.split is not None:
         folder = root / "splits" / config.split

@@ -123,7 +123,7 @@ def _keep_rare(order: Sequence[str], present: np.ndarray[tuple[int, int], np.dty
 def _write(folder: Path, lists: dict[str, list[str]]) -> None:
     contents = {folder / f"{role}.txt": "".join(f"{key}\n" for key in keys) for role, keys in lists.items()}
     for path, text in contents.items():
-        if path.exists() and path.read_text("utf-8") != text:
+        if path.exists() and path.read_text("utf-8", "replace") != text:
             raise DataError(f"{path} exists and is another split; give --name a new name or remove {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in contents.items():
