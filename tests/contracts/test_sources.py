@@ -2,12 +2,14 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from allspark.config import DataConfig
 from allspark.data import SOURCES, open_source
 from allspark.data.image import read_mask
+from allspark.errors import DataError
 
 
 @pytest.fixture(params=SOURCES)
@@ -45,10 +47,26 @@ def test_ids_are_unique_and_files_exist(source):
 
 def test_masks_fit_images_and_classes(source):
     for sample in (*source.labeled, *source.val):
-        mask = read_mask(sample.mask, num_classes=source.num_classes)
+        mask = read_mask(sample.mask)
+        assert set(np.unique(mask)) <= {*range(source.num_classes), source.ignore}
         with Image.open(sample.image) as image:
             assert mask.shape == (image.height, image.width)
 
 
 def test_every_class_has_a_colour_of_its_own(source):
     assert len(source.palette) == len(source.classes) == len(set(source.palette)) == source.num_classes
+
+
+def test_paths_lie_in_the_root_and_opening_again_gives_the_same(source, request):
+    for sample in (*source.labeled, *source.unlabeled, *source.val):
+        assert sample.image.is_relative_to(source.root)
+    kind = request.node.callspec.params["source"]
+    assert open_source(DataConfig(source=kind, root=source.root)) == source
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_without_a_folder_is_one_clear_line(kind, tmp_path):
+    for root in (None, *([] if kind == "synthetic" else [tmp_path / "gone", tmp_path])):
+        with pytest.raises(DataError) as caught:
+            open_source(DataConfig(source=kind, root=root))
+        assert "\n" not in str(caught.value) and ("data.root" if root is None else str(root)) in str(caught.value)

@@ -1,5 +1,7 @@
 """The folder layout: every rule of its docstring, and what is said when a piece is missing."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -87,6 +89,7 @@ def test_rgb_masks_need_colours_and_then_work(root):
         ("0\ta\n2\tb\n", r"line 2: expected class id 1, got '2'"),
         ("0\ta\t1 2\n1\tb\n", "a colour is three numbers"),
         ("0\ta\t1 2 999\n1\tb\n", "a colour is three numbers"),
+        ("0\ta\t1 ² 3\n1\tb\t1 1 1\n", "a colour is three numbers"),
         ("\n".join(f"c{i}" for i in range(300)), "300 classes; at most 255"),
         (b"\xff\xfe\x00", "UTF-8"),
     ],
@@ -118,7 +121,12 @@ def test_masks_coded_0_255_get_a_hint(root):
         ("/etc/passwd", "leaves the data set's folder"),
         ("bild 1\t/etc/passwd", "leaves the data set's folder"),
         ("", "the list is empty"),
-        ("bild 5", "listed as labelled but has no mask"),
+        ("bild 5", r"listed as labelled but has no mask .*masks/bild 5\.png"),
+        ("bild 5\tmasks/other.png", r"'bild 5' is listed as labelled but has no mask .*masks/other\.png"),
+        ("bild 5\t" + "m" * 400, "'bild 5' is listed as labelled but has no mask"),
+        ("bild 1\tmasks/../../x.png", "leaves the data set's folder"),
+        ("images/bild_9.png masks/bild_9.png", r"no image .*images/bild_9\.png(?!.* masks/)"),
+        ("# a comment\n\n", "the list is empty"),
     ],
 )
 def test_a_wrong_list_names_itself_and_the_line(root, line, words):
@@ -187,14 +195,43 @@ def test_ten_thousand_images_open_without_a_look_at_each(tmp_path, monkeypatch):
     (tmp_path / "classes.txt").write_text("a\nb\n")
     (tmp_path / "train.txt").write_text("".join(f"{i:05d}\n" for i in range(10_000)))
     looks = []
-    stat = type(tmp_path).stat
-    monkeypatch.setattr(type(tmp_path), "stat", lambda self, **kwargs: looks.append(self) or stat(self, **kwargs))
+
+    def counted(function):
+        return lambda *args, **kwargs: looks.append(args) or function(*args, **kwargs)
+
+    for name in ("stat", "lstat", "open"):  # what pathlib and os.path call
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    monkeypatch.setattr(type(tmp_path), "stat", counted(type(tmp_path).stat))
     source = open_(tmp_path)
-    assert len(source.unlabeled) == 9998 and len(looks) < 50
+    assert len(source.unlabeled) == 9998 and 0 < len(looks) < 200
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(st.characters(codec="utf-8"), max_size=60))
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=60)
+    # Pieces of real lines, put together at random.
+    | st.lists(
+        st.sampled_from(
+            (
+                *(
+                    "bild 0",
+                    "bild 5",
+                    "bild",
+                    "unter ordner/süß 1",
+                    "images/",
+                    "masks/",
+                    ".png",
+                    ".jpg",
+                    ".",
+                    "..",
+                    "/",
+                ),
+                *(" ", "\t", "\n", "\r\n", "#", "\ufeff", "\0", "~", "\\", "x" * 300),
+            )
+        ),
+        max_size=12,
+    ).map("".join)
+)
 def test_whatever_a_list_holds_it_is_read_or_refused_in_one_line(root, text):
     layout = Layout(root, find_files(root / "images"), find_files(root / "masks"), root / "images", root / "masks")
     path = root / "fuzz.txt"
@@ -205,3 +242,104 @@ def test_whatever_a_list_holds_it_is_read_or_refused_in_one_line(root, text):
         assert str(path) in str(error)
     else:
         assert samples and all(sample.image.is_relative_to(root) for sample in samples)
+
+
+def test_a_configured_validation_list_never_trains(root):
+    (root / "mine.txt").write_text("bild 0\nbild 1\n")
+    source = open_(root, val="mine.txt")
+    assert ids(source.val) == ["bild 0", "bild 1"]
+    assert sorted(ids(source.labeled)) == ["bild 2", "bild 3", "bild 4", "unter ordner/süß 1"]
+    assert sorted(ids(source.unlabeled)) == ["bild 5", "bild 6", "bild 7", "unter ordner/süß 2"]
+    assert source.notes == ("2 validation images are kept out of training",)
+
+
+def test_what_is_held_out_stays_so_whatever_a_labelled_list_says(root):
+    held_out = ids(open_(root).val)
+    (root / "all.txt").write_text("".join(f"bild {i}\n" for i in range(5)) + "unter ordner/süß 1\n", "utf-8")
+    source = open_(root, labeled="all.txt")
+    assert ids(source.val) == held_out and len(source.labeled) == 5
+    assert not {*held_out} & {*ids(source.labeled), *ids(source.unlabeled)}
+
+
+def test_a_configured_unlabelled_list_is_freed_of_validation_images(root):
+    (root / "val.txt").write_text("bild 1\n")
+    (root / "rest.txt").write_text("bild 1\nbild 6\n")
+    source = open_(root, unlabeled="rest.txt")
+    assert ids(source.unlabeled) == ["bild 6"]
+    assert "1 validation images are kept out of training" in source.notes
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "unter ordner/süß 1",
+        "images/unter ordner/süß 1.png",
+        "./images/unter ordner/süß 1.png",
+        "  unter ordner/süß 1  ",
+        "images/unter ordner/süß 1.png masks/unter ordner/süß 1.png",
+        "images/unter ordner/süß 1.png\tmasks/unter ordner/süß 1.png",
+        "unter ordner/süß 1\tmasks/unter ordner/süß 1.png",
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r\n\r\n# more\r\n"])
+def test_every_way_to_write_a_line_means_the_same_image(root, line, end):
+    (root / "list.txt").write_bytes((line + end).encode())
+    (sample,) = open_(root, labeled="list.txt").labeled
+    name = "unter ordner/süß 1"
+    assert (sample.id, sample.image, sample.mask) == (
+        name,
+        root / "images" / f"{name}.png",
+        root / "masks" / f"{name}.png",
+    )
+
+
+def test_a_listed_mask_goes_before_the_one_of_that_name(root):
+    (root / "other").mkdir()
+    Image.fromarray(np.full((6, 8), 2, np.uint8)).save(root / "other" / "m.png")
+    (root / "list.txt").write_text("images/bild 4.png other/m.png\n")
+    assert open_(root, labeled="list.txt").labeled[0].mask == root / "other" / "m.png"
+
+
+def test_a_line_that_stands_twice_counts_once(root):
+    (root / "val.txt").write_text("bild 0\n")
+    (root / "list.txt").write_text("bild 3\nbild 2\nimages/bild 3.jpg\n")
+    assert ids(open_(root, labeled="list.txt").labeled) == ["bild 3", "bild 2"]
+
+
+def test_an_unknown_split_names_the_known_ones(root):
+    for name in ("1_8-seed0", "mini/half"):
+        (root / "splits" / name).mkdir(parents=True)
+        (root / "splits" / name / "labeled.txt").write_text("bild 1\n")
+    with pytest.raises(DataError, match=r"no file .*nope/labeled\.txt; there are 1_8-seed0, mini/half"):
+        open_(root, split="nope")
+
+
+def test_images_are_found_by_suffix_in_any_case_and_hidden_files_are_not(root):
+    for name in ("gross.PNG", "b.TiFF", "c.webp", "d.bmp", ".hidden.png", "notes.txt", "clip.gif"):
+        (root / "images" / name).touch()
+    found = find_files(root / "images")
+    assert {"gross", "b", "c", "d"} <= set(found) and not {".hidden", "notes", "clip"} & set(found)
+    assert list(found) == sorted(found)
+
+
+def test_a_lone_labelled_image_is_not_held_out(root):
+    for path in (root / "masks").rglob("*.png"):
+        if path.stem != "bild 0":
+            path.unlink()
+    source = open_(root)
+    assert ids(source.labeled) == ["bild 0"] and source.val == () and source.notes == ()
+
+
+def test_a_classes_txt_that_is_a_folder_is_named(root):
+    (root / "classes.txt").unlink()
+    (root / "classes.txt").mkdir()
+    with pytest.raises(DataError, match=r"classes\.txt: no such file"):
+        open_(root)
+
+
+def test_colours_of_all_or_of_none(root):
+    (root / "classes.txt").write_bytes("\ufeff# id name colour\r\n0\tsüßes Gras\t1, 2, 3\r\n1\tsky\t4 5 6\r\n".encode())
+    source = open_(root)
+    assert source.classes == ("süßes Gras", "sky") and source.palette == ((1, 2, 3), (4, 5, 6))
+    (root / "classes.txt").write_text("0\tgrass\t1 2 3\n1\tsky\n")
+    assert open_(root).palette == ((0, 0, 0), (128, 0, 0))

@@ -118,6 +118,7 @@ FAULTS = {
     "head": (lambda: b"\0\0" + jpeg()[2:], "not an image"),
     "first bytes only": (lambda: jpeg()[:20], "not an image|damaged"),
     "middle": (lambda: jpeg()[: len(jpeg()) // 2], "damaged"),
+    "last byte missing": (lambda: jpeg()[:-1], "damaged"),
     "bomb": (lambda: png(40_000, 40_000), "max_pixels|too many pixels"),
     "no data": (lambda: png(400, 400), "damaged"),
 }
@@ -215,3 +216,103 @@ def test_overlay_mixes_colours_and_leaves_ignored_pixels():
     image = Image.new("RGB", (2, 1), (100, 100, 100))
     mixed = np.asarray(overlay(image, np.array([[1, 255]], np.uint8), PALETTE, alpha=0.5))
     assert mixed[0, 0].tolist() == [114, 82, 50] and mixed[0, 1].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_orientation_is_applied_in_every_format_that_holds_one(folder, suffix, orientation):
+    halves = np.zeros((32, 48, 3), np.uint8)
+    halves[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+    path = saved(folder, Image.fromarray(halves).transpose(back), f"x.{suffix}", exif=exif)
+    read = np.asarray(read_image(path)).astype(int)
+    assert read.shape == halves.shape and np.abs(read - halves).mean() < 5
+
+
+def test_a_mask_is_turned_as_its_image_is(folder):
+    ids = noise(channels=1) % 3
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(folder, Image.fromarray(ids).transpose(Image.Transpose.ROTATE_90), "m.png", exif=exif)
+    assert np.array_equal(read_mask(path, num_classes=3), ids)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_one_transparent_colour_of_a_png_is_white(folder, mode):
+    pixels = np.full((4, 5), 60, np.uint8)
+    pixels[0] = 7
+    image = Image.fromarray(pixels).convert(mode)
+    path = saved(folder, image, "t.png", transparency=(7, 7, 7) if mode == "RGB" else 7)
+    read = np.asarray(read_image(path))
+    assert (read[0] == 255).all() and (read[1:] == 60).all()
+
+
+def test_32_bit_grey_is_brought_to_8_bits(folder):
+    deep = noise(channels=1).astype(np.int32) * 256 + 200
+    assert np.array_equal(np.asarray(read_image(saved(folder, Image.fromarray(deep), "i.tif")))[..., 0], deep // 256)
+
+
+def test_floating_point_values_that_are_no_numbers_do_no_harm(folder):
+    values = np.array([[np.nan, 0.0, 1.0]], np.float32)
+    assert np.asarray(read_image(saved(folder, Image.fromarray(values), "f.tif")))[0, :, 0].tolist() == [0, 0, 255]
+
+
+def test_the_limit_of_pixels_holds_for_masks_and_lets_equal_sizes_pass(folder):
+    path = saved(folder, Image.fromarray(noise(10, 10, 1)), "m.png")
+    assert read_mask(path, max_pixels=100).shape == (10, 10)
+    with pytest.raises(DataError, match=r"10 x 10 pixels are more than data\.max_pixels = 99"):
+        read_mask(path, max_pixels=99)
+
+
+def test_a_mask_below_zero_is_refused_not_wrapped(folder):
+    path = saved(folder, Image.fromarray(np.array([[-1, 0, 2]], np.int32)), "m.tif")
+    with pytest.raises(DataError, match=r"m\.tif: mask values from -1"):
+        read_mask(path, num_classes=3)
+
+
+def test_a_mask_of_a_strange_mode_is_named(folder):
+    path = saved(folder, Image.fromarray(noise(channels=1)).convert("LA"), "m.png")
+    with pytest.raises(DataError, match=r"m\.png: a mask of mode LA"):
+        read_mask(path)
+
+
+def test_of_many_wrong_values_five_are_shown(folder):
+    path = saved(folder, Image.fromarray(np.arange(12, dtype=np.uint8)[None]), "m.png")
+    with pytest.raises(DataError, match="mask values 2, 3, 4, 5, 6 and 5 more"):
+        read_mask(path, num_classes=2)
+
+
+def test_another_ignore_value_is_no_class_and_no_error(folder):
+    path = saved(folder, Image.fromarray(np.array([[0, 1, 99]], np.uint8)), "m.png")
+    assert read_mask(path, num_classes=2, ignore=99).tolist() == [[0, 1, 99]]
+    coloured = saved(folder, Image.new("RGB", (1, 1), (9, 9, 9)), "c.png")
+    assert read_mask(coloured, palette=PALETTE, num_classes=3, ignore=99).tolist() == [[99]]
+
+
+def test_of_equal_colours_the_first_class_counts(folder):
+    path = saved(folder, Image.new("RGB", (1, 1), (5, 5, 5)), "m.png")
+    assert read_mask(path, palette=[(0, 0, 0), (5, 5, 5), (5, 5, 5)]).tolist() == [[1]]
+
+
+def test_a_mask_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
+    path = folder / "m.png"
+    write_mask(path, np.zeros((3, 4), np.uint8), PALETTE)
+    before = path.read_bytes()
+
+    def half(self, file, *args, **kwargs):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_mask(path, np.ones((3, 4), np.uint8), PALETTE)
+    assert path.read_bytes() == before and [p.name for p in folder.iterdir()] == ["m.png"]
+
+
+def test_overlay_at_its_two_ends_is_image_and_colours():
+    image = Image.fromarray(noise(3, 4))
+    mask = noise(3, 4, 1) % 3
+    assert np.array_equal(np.asarray(overlay(image, mask, PALETTE, alpha=0)), noise(3, 4))
+    assert np.array_equal(np.asarray(overlay(image, mask, PALETTE, alpha=1)), np.array(PALETTE, np.uint8)[mask])

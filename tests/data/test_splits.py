@@ -86,3 +86,41 @@ def test_impossible_amounts_are_refused(root, labeled):
     with pytest.raises(UserError, match=f"--labeled {labeled}"):
         split(root, labeled)
     assert not (root / "splits").exists()
+
+
+def test_an_unreadable_mask_is_named_and_nothing_is_written(root):
+    (root / "masks" / "05.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"05\.png: the file is empty"):
+        split(root, "4", stratified=True)
+    assert not (root / "splits").exists()
+
+
+def test_a_list_in_the_way_that_is_no_text_is_not_overwritten(root):
+    folder = root / "splits" / "x"
+    folder.mkdir(parents=True)
+    (folder / "unlabeled.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"unlabeled\.txt exists and is another split"):
+        split(root, "4", name="x")
+    assert [path.name for path in folder.iterdir()] == ["unlabeled.txt"]
+
+
+def test_the_name_says_how_a_split_was_made(root):
+    assert split(root, "1/8", 5).folder == root / "splits" / "1_8-seed5"
+    assert split(root, "4", 0, stratified=True).folder == root / "splits" / "4-seed0-stratified"
+
+
+def test_progress_counts_the_masks_that_are_read(root):
+    calls = []
+    split(root, "4", stratified=True, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 40) for i in range(40)]
+
+
+def test_other_images_do_not_change_the_order_of_the_draw(root):
+    before = lines(split(root, "3", name="before"), "labeled")
+    for path in (root / "images" / "00.png", root / "masks" / "00.png"):
+        path.unlink()
+    assert "00" not in before and lines(split(root, "3", name="after"), "labeled") == before
+
+
+def test_an_amount_of_all_that_have_masks_is_possible(root):
+    assert (split(root, "40").labeled, split(root, "1/100").labeled) == (40, 1)

@@ -78,3 +78,53 @@ def test_all_published_partitions_of_voc_parse(shared, tmp_path):
         samples = read_list(path, layout)
         assert len(samples) == len(path.read_text().splitlines())
         assert samples[0].mask == tmp_path / "SegmentationClass" / f"{samples[0].id}.png"
+
+
+def test_all_published_partitions_of_other_data_sets_parse(shared, tmp_path):
+    """The lists of Cityscapes and COCO, whose images lie elsewhere."""
+    lists = sorted(path for name in ("cityscapes", "coco") for path in (shared / "splits" / name).glob("*.txt"))
+    assert len(lists) == 13
+    for path in lists:
+        pairs = [line.split() for line in path.read_text().splitlines()]
+        images = {pair[0].rsplit(".", 1)[0]: tmp_path / pair[0] for pair in pairs}
+        samples = read_list(path, Layout(tmp_path, images, {}, tmp_path, tmp_path))
+        assert [(s.image, s.mask) for s in samples] == [(tmp_path / image, tmp_path / mask) for image, mask in pairs]
+
+
+def test_every_list_of_the_real_images_names_files_that_are_there(shared):
+    root = shared / "data" / "voc-mini"
+    lists = [*root.glob("ImageSets/Segmentation/*.txt"), *root.glob("splits/**/*.txt")]
+    layout = Layout(
+        root,
+        find_files(root / "JPEGImages"),
+        find_files(root / "SegmentationClass"),
+        root / "JPEGImages",
+        root / "SegmentationClass",
+    )
+    assert len(lists) == 7
+    for path in lists:
+        samples = read_list(path, layout)
+        assert len(samples) == len(path.read_text().splitlines())
+        assert all(sample.image.is_file() and sample.mask.is_file() for sample in samples)
+
+
+def test_the_fine_mask_goes_before_the_merged_one(devkit):
+    root = devkit / "VOC2012"
+    Image.fromarray(np.full((8, 10), 20, np.uint8)).save(root / "SegmentationClassAug" / "2007_000001.png")
+    source = open_source(DataConfig(source="voc", root=devkit))
+    assert source.labeled[1].mask == root / "SegmentationClass" / "2007_000001.png"
+
+
+def test_without_the_augmented_list_train_is_all_there_is(devkit):
+    (devkit / "VOC2012" / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
+    source = open_source(DataConfig(source="voc", root=devkit))
+    assert (ids(source.labeled), ids(source.unlabeled), ids(source.val)) == (["0", "1", "2"], [], ["5"])
+
+
+def test_fine_images_that_the_augmented_list_lacks_still_train(devkit):
+    sets = devkit / "VOC2012" / "ImageSets" / "Segmentation"
+    (sets / "train_aug.txt").write_text("2007_000003\n2007_000005\n")
+    (devkit / "few.txt").write_text("2007_000000\n")
+    source = open_source(DataConfig(source="voc", root=devkit, labeled=devkit / "few.txt"))
+    assert sorted(ids(source.unlabeled)) == ["1", "2", "3"]  # 5 is kept for validation
+    assert source.notes == ("1 validation images are kept out of training",)

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from allspark.config import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
+from allspark.models.mix_ffn import save_gelu_memory
 from allspark.models.weights import mit_sizes, nvlabs_to_transformers, read_foreign
 
 _WIDE = (64, 128, 320, 512)
@@ -127,6 +128,7 @@ def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
         # Published: 1e-6 in blocks and at stage ends, torch's default in patch embeddings and key reduction.
         if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and ".attention." not in name:
             module.eps = 1e-6
+    save_gelu_memory(body, config)
     strides = tuple(_products(config.strides))
     return _MixTransformer(body, tuple(config.hidden_sizes), strides, multiple=1)
 
