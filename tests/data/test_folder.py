@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -232,6 +232,7 @@ def test_ten_thousand_images_open_without_a_look_at_each(tmp_path, monkeypatch):
         max_size=12,
     ).map("".join)
 )
+@example("bild 1 " + "x" * 300)
 def test_whatever_a_list_holds_it_is_read_or_refused_in_one_line(root, text):
     layout = Layout(root, find_files(root / "images"), find_files(root / "masks"), root / "images", root / "masks")
     path = root / "fuzz.txt"

@@ -198,8 +198,10 @@ def _batches(loader: DataLoader[TrainBatch | DataError]) -> Generator[TrainBatch
                 item = next(items)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if not (str(error).startswith("DataLoader worker") and "exited unexpectedly" in str(error)):
+            # The latter three: it died while it handed a batch over.
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                exited = str(error).startswith("DataLoader worker") and "exited unexpectedly" in str(error)
+                if isinstance(error, RuntimeError) and not exited:
                     raise
                 raise DataError(
                     "a process that reads images died, most often because memory (in a container: /dev/shm) ran out: "
