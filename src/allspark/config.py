@@ -32,6 +32,7 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+Strength = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -76,7 +77,7 @@ class ViewConfig(Section):
 
     scale: Range = Field((0.5, 2.0), description="random resize, factor of the longer side [lowest, highest]")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
-    jitter: tuple[float, float, float, float] = Field(
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = Field(
         (0.5, 0.5, 0.5, 0.25), description="labelled images: brightness, contrast, saturation, hue strength"
     )
     jitter_p: Probability = Field(0.8, description="labelled images: probability of colour jitter")
@@ -140,7 +141,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """Length, precision and record of a run."""
 
-    epochs: float = Field(80, gt=0, description="length of training [passes over the unlabelled images]")
+    epochs: float = Field(80, gt=0, le=1e6, description="length of training [passes over the unlabelled images]")
     steps_per_epoch: Positive | None = Field(
         None, description="weight updates an epoch; null: one pass over the unlabelled (else the labelled) images"
     )
@@ -168,7 +169,7 @@ class EvalConfig(Section):
 class Config(Section):
     """The complete configuration of a run."""
 
-    seed: int = Field(0, ge=0, description="seed of weights, sampling, views and dropout")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of weights, sampling, views and dropout")
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
     model: ModelConfig = ModelConfig()

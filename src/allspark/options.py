@@ -48,7 +48,7 @@ def data_of_run(config: Config, data: Path | None, split: str) -> DataConfig:
         lists = {"split": None, "labeled": None, "unlabeled": None, "val": None}
         changes = {"root": data, "source": layout_of(data), **lists}
     if split not in {"val", "train"}:
-        changes["val"] = Path(split) if Path(split).is_file() else Path(f"{split}.txt")
+        changes["val"] = Path(split) if Path(split).is_file() else Path(split).with_suffix(".txt")
     return config.data.model_copy(update=changes)
 
 

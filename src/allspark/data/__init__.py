@@ -26,6 +26,8 @@ def open_source(config: DataConfig, *, require_labels: bool = True) -> Source:
     Raises:
         DataError: the folder or a part of it is missing.
     """
+    if config.root is None and config.source == "synthetic":
+        raise DataError("data.root is not set: name a new folder with --data DIR, the scenes are drawn into it")
     if config.root is None:
         raise DataError("data.root is not set: say where the images are with --data DIR")
     if config.source != "synthetic" and not config.root.is_dir():

@@ -49,6 +49,8 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
             raise DataError(
                 f"{where}: expected class id {len(names)}, got {fields[0]!r}; ids go up from 0 without gaps"
             )
+        if fields[1] in names:
+            raise DataError(f"{where}: the class {fields[1]!r} stands here twice; every class needs a name of its own")
         names.append(fields[1])
         colours.append(_colour(fields[2], where) if len(fields) > 2 and fields[2] else None)
     if len(names) < 2:

@@ -68,6 +68,8 @@ def make_split(
         chosen = _keep_rare(order, present, count)
         lost = present.any(0) & ~present[[order.index(key) for key in chosen]].any(0)
         missing = tuple(source.classes[k] for k in np.flatnonzero(lost))
+    if name is not None and (not name.strip() or {"/", "\\"} & set(name) or name.startswith(".")):
+        raise UserError(f"--name {name}: a plain name is needed, without folders and not beginning with a dot")
     folder = source.root / "splits" / (name or f"{labeled.replace('/', '_')}-seed{seed}{'-stratified' * stratified}")
     rest = sorted(set(everything) - set(chosen))
     _write(folder, {"labeled": sorted(chosen), "unlabeled": rest})

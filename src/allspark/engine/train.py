@@ -86,7 +86,11 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: St
         if row_due:
             _log_means(session, log)
         if at_end or (epoch_done and epoch % every.eval_every == 0):
-            _validate(session, log)
+            try:
+                _validate(session, log)
+            except DataError:
+                _save_last(session)  # what is wrong with a validation image costs no training
+                raise
         if epoch_done or state.step % every.checkpoint_every == 0:
             _save_last(session)
         session.ui.advance(state.step)

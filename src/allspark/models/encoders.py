@@ -12,6 +12,7 @@ from urllib.request import getproxies
 
 import torch.nn.functional as F
 from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PretrainedConfig, SegformerConfig, SegformerModel
@@ -176,7 +177,7 @@ def _body_config(config: ModelConfig) -> PretrainedConfig:
             body = AutoConfig.for_model(name, **fields)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
             f"model.encoder: cannot build {name!r} ({reason}); use {', '.join(MIT_PRESETS)}, a transformers hub name, "
@@ -194,16 +195,28 @@ def _body_config(config: ModelConfig) -> PretrainedConfig:
 def _load(model: Any, config: PretrainedConfig, source: str) -> Any:
     """Random weights for ``none``, else weights of an NVlabs file, a folder or the hub."""
     if source == "none":
-        return model(config)
+        try:
+            return model(config)
+        except (IndexError, ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigError(f"model.encoder_config: no network can be built from it ({reason})") from error
     path = Path(source)
     if path.suffix in {".pth", ".pt", ".bin"}:
         if model is not SegformerModel:
             raise ConfigError(f"model.pretrained: {source} is an NVlabs file and needs an encoder mit-b0 .. mit-b5")
         return _from_state(config, nvlabs_to_transformers(read_foreign(path)), source)
     try:
-        return _cached_or_hub(model.from_pretrained, source, config=config)
+        body, report = _cached_or_hub(model.from_pretrained, source, config=config, output_loading_info=True)
     except RuntimeError as error:
         raise CheckpointError(_OTHER_SIZE.format(source=source)) from error
+    missing = sorted(report["missing_keys"])
+    # Backbones may add norms of their own to a classifier's weights; SegFormer's encoder adds nothing.
+    if len(missing) > (0 if model is SegformerModel else len(body.state_dict()) // 2):
+        raise CheckpointError(
+            f"{source}: does not fit the encoder, {missing[0]} is missing (and {len(missing) - 1} more); "
+            "is model.encoder the right one?"
+        )
+    return body
 
 
 def _cached_or_hub(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
