@@ -197,12 +197,13 @@ def evaluate(
     from allspark.data import open_source
     from allspark.engine.checkpoint import open_run
     from allspark.engine.evaluate import evaluate as score
-    from allspark.options import data_of_run, predictor
+    from allspark.options import data_of_run, predictor, require_same_classes
     from allspark.terminal import counting, print_scores
 
     opened = open_run(run, checkpoint)
     where = data_of_run(opened.config, data, split_name)
     source = open_source(where, require_labels=False)
+    require_same_classes(opened.classes, source)
     samples = source.labeled if split_name == "train" else source.val
     with counting("evaluating", "images") as progress:
         scores = score(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allspark.config import Config, DataConfig
-from allspark.errors import ConfigError
+from allspark.errors import ConfigError, DataError
 from allspark.recipes import RECIPES
 from allspark.settings import apply_overrides, load_config, load_recipe
 
 if TYPE_CHECKING:
+    from allspark.data.source import Source
     from allspark.engine.checkpoint import Run
     from allspark.inference.predictor import Predictor
 
@@ -50,6 +52,22 @@ def data_of_run(config: Config, data: Path | None, split: str) -> DataConfig:
     if split not in {"val", "train"}:
         changes["val"] = Path(split) if Path(split).is_file() else Path(split).with_suffix(".txt")
     return config.data.model_copy(update=changes)
+
+
+def require_same_classes(trained: Sequence[str], source: Source) -> None:
+    """Refuse to score a network on classes of other names; an imported one that knows no names fits any.
+
+    Raises:
+        DataError: a name differs. (Another number of classes is found by the evaluator.)
+    """
+    if len(trained) != source.num_classes:
+        return
+    for k, (name, here) in enumerate(zip(trained, source.classes, strict=True)):
+        if name not in (here, f"class {k}"):
+            raise DataError(
+                f"class {k} is {here!r} in {source.root}, but {name!r} where the network was trained; "
+                "the order and the names of classes must be the same"
+            )
 
 
 def chosen(
