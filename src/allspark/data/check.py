@@ -131,7 +131,7 @@ def check(
         The report; it is the same for any number of workers.
     """
     jobs = plan(source, fast=fast)
-    rules = Rules(source.palette if source.rgb_masks else None, source.ignore, max_pixels)
+    rules = Rules(source.palette if source.rgb_masks else None, source.codes, source.ignore, max_pixels)
     seen: list[Seen] = []
     for some in read_all(jobs, rules, workers=workers, fast=fast):
         seen += some

@@ -9,7 +9,7 @@ import signal
 import struct
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from PIL import Image
 
 from allspark.data.classes import is_rgb
 from allspark.data.image import IGNORE_COLOUR, read_image, read_mask
-from allspark.data.source import RGB, Sample, Source
+from allspark.data.source import RGB, Sample, Source, code_of
 from allspark.errors import DataError
 
 Role = Literal["labeled", "val", "unlabeled"]
@@ -50,6 +50,7 @@ class Rules:
     """How masks are coded; what a reading process needs beside the file names."""
 
     palette: tuple[RGB, ...] | None  # of RGB masks; None: no colours are known
+    codes: Mapping[str, tuple[int, ...]]  # as in Source
     ignore: int
     max_pixels: int
 
@@ -165,7 +166,8 @@ def _decode_mask(seen: Seen, path: Path, rules: Rules) -> None:
     seen.rgb = is_rgb(path)
     # With no colours known, an empty palette tells whether the picture can be read, and how large it is.
     palette = (rules.palette or ()) if seen.rgb else None
-    mask = read_mask(path, palette=palette, ignore=rules.ignore, max_pixels=rules.max_pixels)
+    code = code_of(path, rules.codes)
+    mask = read_mask(path, palette=palette, code=code, ignore=rules.ignore, max_pixels=rules.max_pixels)
     seen.mask_size = (mask.shape[1], mask.shape[0])
     if not seen.rgb or rules.palette is not None:
         counts = np.bincount(mask.ravel(), minlength=256)

@@ -56,6 +56,7 @@ def read_mask(
     *,
     num_classes: int | None = None,
     palette: Sequence[RGB] | None = None,
+    code: Sequence[int] | None = None,
     ignore: int = IGNORE,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
@@ -66,6 +67,7 @@ def read_mask(
             image with values up to 255, or an RGB image if ``palette`` is given.
         num_classes: given: other values than 0 .. num_classes - 1 and ``ignore`` are an error.
         palette: the colour of each class, for RGB masks; other colours become ``ignore``.
+        code: the class id of each value 0, 1, 2, ... of the file; None: values are class ids.
         ignore: the value of pixels that do not count.
         max_pixels: larger masks are refused [pixels].
 
@@ -83,6 +85,10 @@ def read_mask(
             mask = from_colours(np.asarray(image.convert("RGB")), palette, ignore)
         else:
             mask = _indices(image, path)
+            if code is not None:
+                table = np.arange(256, dtype=np.uint8)
+                table[: len(code)] = code
+                mask = table[mask]
     if num_classes is not None:
         values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         wrong = [int(v) for v in values if v >= num_classes and v != ignore]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from allspark.data.image import read_image, read_mask
-from allspark.data.source import Sample, Source
+from allspark.data.source import Sample, Source, code_of
 from allspark.errors import DataError
 from allspark.types import IGNORE
 
@@ -31,6 +31,7 @@ def read_sample(
             sample.mask,
             num_classes=source.num_classes,
             palette=source.palette if source.rgb_masks else None,
+            code=code_of(sample.mask, source.codes),
             ignore=source.ignore,
             max_pixels=max_pixels,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from allspark.types import IGNORE
@@ -32,6 +33,8 @@ class Source:
         val: validation images with a mask.
         rgb_masks: masks are RGB pictures that are coded by ``palette``.
         ignore: mask value (or, for RGB masks, colours outside the palette) that does not count.
+        codes: how mask files are coded whose values are not class ids: the end of the file's name -> the class id (or
+            ``ignore``) of each value 0, 1, 2, ...; values beyond are left as they are.
         notes: one line for each decision the user should know of (for example a held-out validation part).
     """
 
@@ -43,12 +46,17 @@ class Source:
     val: tuple[Sample, ...] = ()
     rgb_masks: bool = False
     ignore: int = IGNORE
+    codes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes (the ignore value is not one)."""
         return len(self.classes)
+
+def code_of(mask: Path, codes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The class id of each value of a mask file, see ``Source.codes``; None where values are class ids."""
+    return next((ids for ending, ids in codes.items() if mask.name.endswith(ending)), None)
 
 
 def default_palette(count: int) -> tuple[RGB, ...]:
