@@ -124,6 +124,11 @@ class MethodConfig(Section):
         description="allspark: how channels find their class: class-scores (as published code), paper, or off",
     )
     warmup_epochs: float = Field(5, ge=0, description="allspark: epochs before the memory is read [epochs]")
+    labeled_loss: Literal["cross-entropy", "ohem"] = Field(
+        "cross-entropy", description="loss of labelled images: cross-entropy, or ohem (hard pixels only)"
+    )
+    ohem_threshold: Probability = Field(0.7, description="ohem: a pixel is hard up to this probability of its class")
+    ohem_min_kept: int = Field(200_000, ge=0, description="ohem: at least so many pixels of a batch count [pixels]")
 
 
 class OptimConfig(Section):
@@ -152,6 +157,12 @@ class TrainConfig(Section):
     log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
     eval_every: Positive = Field(1, description="epochs between two validations [epochs]")
     checkpoint_every: Positive = Field(500, description="steps between checkpoints, beside each epoch's end [steps]")
+    begin_with: Path | None = Field(
+        None, description="a run (its last checkpoint) or a checkpoint whose weights training begins with"
+    )
+    health_images: int = Field(
+        16, ge=0, description="images of each kind that each validation watches the pseudo-labels on; 0: none"
+    )
 
 
 class EvalConfig(Section):

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -42,6 +47,23 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any
     """Open a file that replaces ``path`` when the block ends well, and leaves it untouched when it does not."""
     with atomic_path(path) as temporary, temporary.open(mode, encoding="utf-8" if mode == "w" else None) as file:
         yield file
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Claim a folder for this process until the returned file is closed, or the process ends in whatever way.
+
+    Raises:
+        OSError: another process has it. (Systems without ``fcntl`` never say so.)
+    """
+    file = (folder / ".lock").open("w")
+    try:
+        if fcntl is not None:
+            # Not flock: forked processes that read images would hold it on after this process was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _sync_folder(folder: Path) -> None:

@@ -97,7 +97,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one training step returns: the loss to minimise and detached scalars to log."""
+    """What one training step returns: the loss to minimise, and detached numbers to log.
+
+    ``metrics`` are scalars. ``class_pixels`` are (k,), how many pixels of each class the step's targets held:
+    ``labeled`` of the masks, ``pseudo`` of the pseudo-labels.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    class_pixels: dict[str, Tensor] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from allspark.data import open_source
 from allspark.data.image import read_image
 from allspark.data.loading import TrainStream
 from allspark.engine import train as train_module
-from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, open_run
+from allspark.engine.checkpoint import begin_with, checkpoint_path, load_checkpoint, open_run
 from allspark.engine.log import read_log
+from allspark.engine.result import read_result
 from allspark.engine.signals import Interrupted
 from allspark.engine.train import train
+from allspark.engine.ui import Silent
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
-from allspark.settings import apply_overrides, load_config
+from allspark.settings import apply_overrides, load_config, save_config
 from allspark.types import Progress, StepOutput
 
 
@@ -293,7 +296,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
     save = train_module.save_checkpoint
 
     def full(path, tensors, meta):
-        if next(written) == 3:
+        if next(written) == 2:
             raise OSError(28, "No space left on device", str(path))
         save(path, tensors, meta)
 
@@ -321,3 +324,77 @@ def test_what_cannot_work_leaves_nothing_behind(config, tmp_path, override, erro
     with pytest.raises(error, match=words):
         train(apply_overrides(config, [override]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_never_share_a_folder(config, tmp_path):
+    out = tmp_path / "run"
+    code = f"from pathlib import Path\nfrom allspark.engine.session import claim\nlock = claim(Path({str(out)!r}))\ninput('mine')"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.read(4) == b"mine"
+        with pytest.raises(ConfigError, match=r"run: another process is training"):
+            train(config, out)
+        assert not (out / "config.yaml").exists()
+        other.stdin.close()
+    assert train(config, tmp_path / "run").steps == 4  # the folder is free again
+
+
+def test_a_run_whose_last_checkpoint_is_gone_does_not_start_over(config, tmp_path):
+    train(config, tmp_path / "run")
+    checkpoint_path(tmp_path / "run", "last").unlink()
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: gone, though"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_just_begins(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run" / "config.yaml")
+    assert train(config, tmp_path / "run").steps == 4
+
+
+def test_out_of_memory_is_one_line(config, tmp_path, monkeypatch):
+    def hungry(self, batch, progress):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(METHODS["allspark"], "forward", hungry)
+    with pytest.raises(UserError, match=r"out of memory in step 1: take a smaller data\.crop"):
+        train(config, tmp_path / "run")
+
+
+def test_unreadable_validation_images_are_passed_over_when_told_to(config, tmp_path, tiny_folder):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_folder, root)
+    victim = open_source(config.data).val[0].image.relative_to(tiny_folder)
+    (root / victim).write_bytes((root / victim).read_bytes()[:300])
+    config = apply_overrides(config, [f"data.root={root}", "data.on_bad_image=skip", "train.epochs=1"])
+    notes = []
+    ui = Silent()
+    ui.note = notes.append
+    result = train(config, tmp_path / "run", ui=ui)
+    assert result.last is not None and any(str(victim) in line and line.startswith("skipped") for line in notes)
+
+
+def test_a_result_says_what_a_table_needs(config, tmp_path):
+    assert read_result(tmp_path / "run") is None
+    end = train(config, tmp_path / "run")
+    result = read_result(tmp_path / "run")
+    assert result["best_miou"] == end.best and result["last_miou"] == end.last
+    assert result["steps"] == 4 and result["images_seen"] == 4 * (2 + 2) and result["best_step"] in (2, 4)
+    assert result["train_seconds"] > 0 and result["peak_memory"] > 50e6 and result["partition"] is None
+
+
+def test_training_begins_with_the_weights_of_another_run(config, tmp_path):
+    supervised = apply_overrides(config, ["method.name=supervised"])
+    train(supervised, tmp_path / "first")
+    begun = apply_overrides(config, [f"train.begin_with={tmp_path / 'first'}"])
+    segmenter = build_method(begun, 6).segmenter
+    drawn = {name: tensor.clone() for name, tensor in segmenter.state_dict().items()}
+    line = begin_with(segmenter, tmp_path / "first")
+    theirs = load_checkpoint(checkpoint_path(tmp_path / "first", "last")).part("model.")
+    assert "bottleneck" in line
+    for name, tensor in segmenter.state_dict().items():
+        assert torch.equal(tensor, theirs.get(name, drawn[name])), name
+    assert train(begun, tmp_path / "second").steps == 4
+    other = apply_overrides(begun, ["model.encoder_config.hidden_sizes=[8, 16, 16, 32]"])
+    with pytest.raises(CheckpointError, match="its encoder is another one"):
+        train(other, tmp_path / "third")
+    assert not (tmp_path / "third").exists()

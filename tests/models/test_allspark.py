@@ -168,3 +168,17 @@ def test_shapes_are_checked_in_tests():
 def test_another_layout_is_named():
     with pytest.raises(CheckpointError, match=r"map_in\.0\.weight"):
         AllSparkBottleneck.from_reference({"foo": torch.zeros(1)})
+
+
+def test_the_age_of_the_memory_equals_a_naive_queue():
+    torch.manual_seed(0)
+    slots, classes = 6, 3
+    memory = SemanticMemory(classes, slots, (2, 2))
+    queues = [[] for _ in range(classes)]  # of (number of the write), newest last
+    for write in range(1, 8):
+        members = torch.randint(0, classes - (write < 4), (2, slots))
+        memory.write(torch.randn(2, slots, 4), members, (2, 2))
+        for k in members.flatten().tolist():
+            queues[k] = [*queues[k], write][-slots:]
+        ages = [write - sum(queue) / len(queue) if queue else float("nan") for queue in queues]
+        torch.testing.assert_close(memory.age, torch.tensor(ages, dtype=torch.float64), equal_nan=True)

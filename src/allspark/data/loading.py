@@ -13,10 +13,10 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ from allspark.errors import DataError
 from allspark.types import LabeledBatch, TrainBatch, UnlabeledBatch
 
 Role = Literal["labelled", "unlabelled"]
+EvalItem = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""An image (H, W, 3) and its mask (H, W)."""
 _ROLE_IDS: dict[Role, int] = {"labelled": 0, "unlabelled": 1}
 
 
@@ -234,7 +236,12 @@ def _quiet_start() -> Iterator[None]:
 
 
 def eval_items(
-    samples: Sequence[Sample], source: Source, *, workers: int, max_pixels: int
+    samples: Sequence[Sample],
+    source: Source,
+    *,
+    workers: int,
+    max_pixels: int,
+    on_bad: Callable[[DataError], None] | None = None,
 ) -> Generator[tuple[Sample, NDArray[np.uint8], NDArray[np.uint8]], None, None]:
     """Read images and masks in order, a few ahead of the consumer.
 
@@ -243,6 +250,7 @@ def eval_items(
         source: their data set.
         workers: threads that read ahead (Pillow decodes outside Python's lock); 0 reads when asked.
         max_pixels: larger images are refused.
+        on_bad: called with what is wrong with an image, which is passed over then; None: the error is raised.
 
     Yields:
         The sample, its image (H, W, 3) uint8 and its mask (H, W) uint8 with class ids and 255.
@@ -250,9 +258,25 @@ def eval_items(
     Raises:
         DataError: a file cannot be used.
     """
+    with closing(_reading_ahead(samples, source, workers, max_pixels)) as readings:
+        for sample, read in readings:
+            try:
+                item = read()
+            except DataError as error:
+                if on_bad is None:
+                    raise
+                on_bad(error)
+            else:
+                yield (sample, *item)
+
+
+def _reading_ahead(
+    samples: Sequence[Sample], source: Source, workers: int, max_pixels: int
+) -> Generator[tuple[Sample, Callable[[], EvalItem]], None, None]:
+    """Each sample with a function that gives its image and mask, or raises."""
     if workers == 0:
         for sample in samples:
-            yield (sample, *_eval_item(sample, source, max_pixels))
+            yield sample, partial(_eval_item, sample, source, max_pixels)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="allspark-eval")
     try:
@@ -262,15 +286,15 @@ def eval_items(
         )
         while ahead:
             sample, future = ahead.popleft()
-            item = future.result()
+            wait([future])
             for following in islice(rest, 1):
                 ahead.append((following, pool.submit(_eval_item, following, source, max_pixels)))
-            yield (sample, *item)
+            yield sample, future.result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _eval_item(sample: Sample, source: Source, max_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _eval_item(sample: Sample, source: Source, max_pixels: int) -> EvalItem:
     image, mask = read_sample(sample, source, want_mask=True, max_pixels=max_pixels)
     assert mask is not None
     return np.asarray(image), mask

@@ -166,6 +166,41 @@ def load_model(segmenter: Segmenter, checkpoint: Checkpoint, path: Path) -> None
         raise CheckpointError(f"{path}: does not fit the network of its configuration ({reason})") from error
 
 
+def begin_with(segmenter: Segmenter, where: Path) -> str:
+    """Take the weights of an earlier run: the encoder whole, and whatever else has the same name and shape.
+
+    So a supervised run can be the beginning of a semi-supervised one, whose bottleneck it does not have, and a network
+    for other classes the beginning of this one. The semantic memory is not taken: it belongs to other images.
+
+    Args:
+        segmenter: the network to begin with; its other weights stay as they were drawn.
+        where: folder of the run, whose last checkpoint is read, or a checkpoint file.
+
+    Returns:
+        One line that says what was taken.
+
+    Raises:
+        CheckpointError: no checkpoint, or another encoder.
+    """
+    path = where if where.is_file() else checkpoint_path(where, "last")
+    theirs = load_checkpoint(path).part(_MODEL)
+    own = segmenter.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if name in own and own[name].shape == tensor.shape and not name.startswith("bottleneck.memory.")
+    }
+    missing = [name for name in own if name.startswith("encoder.") and name not in fitting]
+    if missing:
+        raise CheckpointError(
+            f"{path}: its encoder is another one ({missing[0]} does not fit); set model.encoder as it was there"
+        )
+    segmenter.load_state_dict(fitting, strict=False)
+    left = [name for name in own if name not in fitting and not name.startswith("bottleneck.memory.")]
+    parts = sorted({".".join(name.split(".")[:2]) for name in left})
+    return f"begins with the weights of {path}" + (f"; drawn anew: {', '.join(parts)}" if parts else "")
+
+
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
     value = zlib.crc32(text.encode())
     for name in sorted(tensors):

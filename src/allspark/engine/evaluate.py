@@ -28,6 +28,7 @@ def evaluate(
     workers: int,
     max_pixels: int,
     progress: Callable[[int, int], None] | None = None,
+    on_bad: Callable[[DataError], None] | None = None,
 ) -> Scores:
     """Predict whole images at their own size and compare with their masks.
 
@@ -41,6 +42,7 @@ def evaluate(
         workers: readers beside the computation; 0 reads in between.
         max_pixels: largest image that is decoded [pixels].
         progress: called with the number of images done and of all.
+        on_bad: called with what is wrong with an image, which does not count then; None: the error is raised.
 
     Raises:
         DataError: there are no samples, an image or mask is missing or wrong, or no pixel has a class.
@@ -50,7 +52,7 @@ def evaluate(
     confusion = ConfusionMatrix(source.num_classes, predictor.device)
     done = 0
     # closed at once when a prediction fails, so that no reader is left behind
-    with closing(eval_items(samples, source, workers=workers, max_pixels=max_pixels)) as items:
+    with closing(eval_items(samples, source, workers=workers, max_pixels=max_pixels, on_bad=on_bad)) as items:
         for group in _groups(predictor, items):
             images = torch.from_numpy(np.stack([normalize(image) for image, _ in group]))
             masks = torch.from_numpy(np.stack([mask for _, mask in group]))
@@ -58,6 +60,8 @@ def evaluate(
             done += len(group)
             if progress is not None:
                 progress(done, len(samples))
+    if not done:
+        raise DataError(f"{source.root}: none of the {len(samples)} images to evaluate can be used")
     scores = confusion.scores()
     if np.isnan(scores.miou):
         raise DataError(

@@ -18,8 +18,10 @@ from allspark.files import atomic_write
 
 COLUMNS = (
     *("step", "epoch", "loss", "loss_labeled", "loss_unlabeled", "memory_fill", "lr", "images_per_s", "seconds"),
-    *("miou", "pixel_accuracy"),
+    *("miou", "pixel_accuracy", "agreement", "pseudo_accuracy", "miou_labeled", "miou_unlabeled", "warning"),
 )
+CLASS_COLUMNS = ("iou", "labeled_share", "pseudo_share", "memory_fill", "memory_age")
+"""Each of these has a column for every class, for example ``iou road``."""
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -41,16 +43,16 @@ class RunLog:
     Args:
         run: folder of the run.
         step: weight updates done so far; rows of later steps, which a resumed run will write again, are cut.
-        classes: names of the classes; each has a column ``iou NAME`` in log.csv.
+        classes: names of the classes, for the columns of log.csv.
     """
 
     def __init__(self, run: Path, step: int = 0, classes: Sequence[str] = ()) -> None:
-        self._columns = {name: name for name in COLUMNS} | {f"iou {name}": f"iou {name}" for name in classes}
+        self._columns = (*COLUMNS, *(f"{table} {name}" for table in CLASS_COLUMNS for name in classes))
         kept = [row for row in read_log(run) if row["step"] <= step] if step else []
         with atomic_write(run / "log.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         with atomic_write(run / "log.csv", "w") as file:
-            file.write(self._csv_line(self._columns))
+            file.write(self._csv_line({name: name for name in self._columns}))
             file.writelines(self._csv_line(row) for row in kept)
         self._jsonl = (run / "log.jsonl").open("a", encoding="utf-8")
         self._csv = (run / "log.csv").open("a", encoding="utf-8")
@@ -90,5 +92,12 @@ class RunLog:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A validation's IoU of each class as values of their own."""
-    return {**row, **{f"iou {name}": value for name, value in row.get("iou", {}).items()}}
+    """What stands in tables (the IoU of each class, the health of a run) as values of their own."""
+    flat = {name: value for name, value in row.items() if not isinstance(value, dict)}
+    tables = {**row.get("health", {}), "iou": row.get("iou", {})}
+    for table, entry in tables.items():
+        if isinstance(entry, dict):
+            flat |= {f"{table} {name}": value for name, value in entry.items()}
+        else:
+            flat[table] = entry
+    return flat

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
+from numpy.typing import NDArray
 from torch import Tensor
 
 from allspark.config import Config
 from allspark.data import open_source
 from allspark.data.check import check
 from allspark.data.loading import steps_per_epoch
+from allspark.data.partitions import partition_of
 from allspark.data.source import Source
 from allspark.engine.checkpoint import (
     Checkpoint,
+    begin_with,
     checkpoint_path,
     describe,
     load_checkpoint,
@@ -31,6 +36,7 @@ from allspark.engine.checkpoint import (
 from allspark.engine.optim import build_optimizer
 from allspark.engine.ui import TrainUI
 from allspark.errors import CheckpointError, ConfigError, DataError
+from allspark.files import lock_folder
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.encoders import resolve_encoder
@@ -41,7 +47,8 @@ from allspark.settings import save_config
 _FREE = {
     *("data.root", "data.source", "data.split", "data.labeled", "data.unlabeled", "data.val", "data.workers"),
     *("data.max_pixels", "data.on_bad_image", "model.pretrained", "optim.clip_norm", "eval.batch"),
-    *("train.device", "train.log_every", "train.eval_every", "train.checkpoint_every"),
+    *("train.device", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.health_images"),
+    "train.begin_with",
 }
 
 
@@ -53,8 +60,12 @@ class State:
     seconds: float = 0.0
     best: float | None = None
     last: float | None = None
+    best_step: int | None = None
+    peak_memory: int = 0  # of the process, or of the GPU [bytes]
     sums: dict[str, float] = field(default_factory=dict)  # of the log row that is being gathered
     count: int = 0
+    class_pixels: dict[str, list[int]] = field(default_factory=dict)  # of the targets since the last validation
+    warned: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -74,6 +85,8 @@ class Session:
     ui: TrainUI
     # Scalars that are still on the device: step, ids of the images, names, values (len(names),).
     unread: list[tuple[int, tuple[str, ...], tuple[str, ...], Tensor]] = field(default_factory=list)
+    class_pixels: dict[str, Tensor] = field(default_factory=dict)  # those of the unread steps, (k,)
+    watched: NDArray[np.uint8] | None = None  # pseudo-labels of the watched images at the last validation
 
 
 def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: TrainUI) -> Session:
@@ -89,6 +102,8 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
+    if checkpoint is None and config.train.begin_with is not None:
+        ui.note(begin_with(method.segmenter, config.train.begin_with))
     if config.train.precision == "fp64":
         method.double()
     if method.wants_unlabeled and not source.unlabeled:
@@ -103,16 +118,23 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
     session = Session(config, out, source, accelerator, method, wrapped, prepared, State(), epoch, total, ui)
     if checkpoint is not None:
         _restore(session, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
+    return session
+
+
+def begin_record(session: Session) -> None:
+    """Write the configuration into the run's folder, which is claimed by now, and say what begins."""
+    config, source, out, ui = session.config, session.source, session.out, session.ui
     save_config(_absolute(config), out / "config.yaml")
     _sweep(out)
+    partition = partition_of(config.data.source, source)
     ui.note(
-        f"{config.method.name} on {accelerator.device}: {len(source.labeled)} labelled, {len(source.unlabeled)} "
-        f"unlabelled, {len(source.val)} validation images; {total} steps of {epoch} an epoch; writing to {out}"
+        f"{config.method.name} on {session.accelerator.device}: {len(source.labeled)} labelled, "
+        f"{len(source.unlabeled)} unlabelled, {len(source.val)} validation images"
+        f"{f' (the published partition {partition})' if partition else ''}; {session.total} steps of "
+        f"{session.steps_per_epoch} an epoch; writing to {out}"
     )
     if not source.val:
         ui.note("no validation images: the last checkpoint is the result")
-    return session
 
 
 def _absolute(config: Config) -> Config:
@@ -120,6 +142,23 @@ def _absolute(config: Config) -> Config:
     root = config.data.root
     assert root is not None
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root.resolve()})})
+
+
+def claim(out: Path) -> IO[str]:
+    """Make the folder of the run, and keep other processes from it until the returned file is closed.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return lock_folder(out)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            raise
+        raise ConfigError(
+            f"{out}: another process is training in this folder; wait for it, or choose another --out"
+        ) from error
 
 
 def look_at(out: Path, resume: bool) -> Checkpoint | None:
@@ -130,7 +169,7 @@ def look_at(out: Path, resume: bool) -> Checkpoint | None:
 
     Raises:
         ConfigError: there is a run, but ``resume`` is False.
-        CheckpointError: the run's checkpoint is damaged.
+        CheckpointError: the run's checkpoint is damaged or gone.
     """
     path = checkpoint_path(out, "last")
     if resume and path.is_file():
@@ -138,9 +177,12 @@ def look_at(out: Path, resume: bool) -> Checkpoint | None:
         if not {"state", "images", "config"} <= checkpoint.meta.keys():
             raise CheckpointError(f"{path}: holds no state of a training; start a new run with another --out")
         return checkpoint
-    if resume:
-        return None
-    if path.is_file() or (out / "config.yaml").is_file():
+    best = checkpoint_path(out, "best")
+    if resume and best.is_file():
+        raise CheckpointError(
+            f"{path}: gone, though {best} is there; bring it back, or start a new run with another --out"
+        )
+    if not resume and (path.is_file() or best.is_file()):
         raise ConfigError(f"{out}: already holds a run; go on with --resume, or choose another --out")
     return None
 
@@ -211,6 +253,8 @@ def tensors(session: Session) -> dict[str, Tensor]:
     for parameter, memory in session.optimizer.state.items():
         if memory.get("momentum_buffer") is not None:
             tensors[f"momentum.{names[id(parameter)]}"] = memory["momentum_buffer"]
+    if session.watched is not None:
+        tensors["health.watched"] = torch.from_numpy(session.watched)
     tensors["rng.cpu"] = torch.get_rng_state()
     if session.accelerator.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(session.accelerator.device)
@@ -237,6 +281,8 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{path}: {error} is missing; it cannot be resumed") from error
     if session.accelerator.device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
         torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], session.accelerator.device)
+    watched = checkpoint.tensors.get("health.watched")
+    session.watched = None if watched is None else watched.numpy()
     session.state = State(**checkpoint.meta["state"])
 
 

@@ -15,15 +15,16 @@ import torch
 
 from allspark.config import Config
 from allspark.data.loading import train_batches
-from allspark.engine.checkpoint import checkpoint_path, model_tensors, save_checkpoint
-from allspark.engine.evaluate import evaluate
+from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
 from allspark.engine.log import RunLog
 from allspark.engine.optim import poly, set_lr
-from allspark.engine.session import Session, State, look_at, meta, open_session, tensors
+from allspark.engine.result import peak_memory, write_result
+from allspark.engine.session import Session, State, begin_record, claim, look_at, meta, open_session, tensors
 from allspark.engine.signals import Interrupted, StopRequest
 from allspark.engine.ui import Silent, TrainUI
+from allspark.engine.validation import validate
 from allspark.errors import DataError, UserError
-from allspark.inference.predictor import Predictor
+from allspark.inference.predictor import out_of_memory
 from allspark.types import Progress, StepOutput, TrainBatch
 
 
@@ -52,12 +53,27 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
     """
     ui = ui or Silent()
     checkpoint = look_at(out, resume)
+    if resume and checkpoint is None:
+        ui.note(f"note: nothing to go on with in {out}; a new run begins")
     session = open_session(config, out, checkpoint, ui)
     state = session.state
     if state.step >= session.total:
         ui.note(f"{out}: finished already, {state.step} of {session.total} steps")
         return TrainResult(out, state.step, state.best, state.last)
-    with StopRequest() as stop, RunLog(out, state.step, session.source.classes) as log, _showing(session):
+    with closing(claim(out)):
+        begin_record(session)
+        _run(session)
+    return TrainResult(out, state.step, state.best, state.last)
+
+
+def _run(session: Session) -> None:
+    """From where the session stands to the end, or to a request to stop."""
+    state, out = session.state, session.out
+    with (
+        StopRequest() as stop,
+        RunLog(out, state.step, session.source.classes) as log,
+        _showing(session),
+    ):
         with closing(_batches(session)) as batches:
             _loop(session, batches, log, stop)
         if state.step < session.total:
@@ -65,7 +81,7 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
             again = f"allspark train --out {shlex.quote(str(out))} --resume"
             message = f"stopped after step {state.step} of {session.total}; go on with: {again}"
             raise Interrupted(message, stop.exit_code or 0)
-    return TrainResult(out, state.step, state.best, state.last)
+        write_result(session)
 
 
 def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
@@ -87,7 +103,7 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: St
             _log_means(session, log)
         if at_end or (epoch_done and epoch % every.eval_every == 0):
             try:
-                _validate(session, log)
+                validate(session, log)
             except DataError:
                 _save_last(session)  # what is wrong with a validation image costs no training
                 raise
@@ -120,8 +136,9 @@ def _update(session: Session, parts: list[TrainBatch]) -> None:
         for line in batch.skipped:
             session.ui.note(f"skipped: {line}")
         with session.accelerator.accumulate(session.wrapped):
-            output: StepOutput = session.wrapped(_to_device(batch, session), progress)
-            session.accelerator.backward(output.loss)
+            with _memory_suffices(session):
+                output: StepOutput = session.wrapped(_to_device(batch, session), progress)
+                session.accelerator.backward(output.loss)
             if number == len(parts) and optim.clip_norm is not None:
                 session.accelerator.clip_grad_norm_(session.method.parameters(), optim.clip_norm)
             session.optimizer.step()
@@ -130,6 +147,8 @@ def _update(session: Session, parts: list[TrainBatch]) -> None:
         values = torch.stack([output.loss.detach().double(), *(x.double() for x in output.metrics.values())])
         ids = (*batch.labeled.ids, *(batch.unlabeled.ids if batch.unlabeled else ()))
         session.unread.append((state.step + 1, ids, names, values))
+        for name, pixels in output.class_pixels.items():
+            session.class_pixels[name] = session.class_pixels.get(name, torch.zeros_like(pixels)) + pixels
     session.method.after_step(progress)
     state.step += 1
 
@@ -156,7 +175,11 @@ def _settle(session: Session) -> None:
         for name, value in zip(names, values, strict=True):
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.count += 1
+    for name, pixels in session.class_pixels.items():
+        sums = state.class_pixels.get(name, [0] * len(pixels))
+        state.class_pixels[name] = [a + b for a, b in zip(sums, pixels.tolist(), strict=True)]
     session.unread.clear()
+    session.class_pixels.clear()
 
 
 def _log_means(session: Session, log: RunLog) -> None:
@@ -177,37 +200,9 @@ def _log_means(session: Session, log: RunLog) -> None:
     session.ui.row(row)
 
 
-def _validate(session: Session, log: RunLog) -> None:
-    """Score the validation images; keep the network if it is the best so far."""
-    state, config = session.state, session.config
-    if not session.source.val:
-        return
-    scores = evaluate(
-        Predictor(session.method.segmenter, config.eval, session.accelerator.device),
-        session.source.val,
-        session.source,
-        workers=config.data.workers,
-        max_pixels=config.data.max_pixels,
-    )
-    state.last = scores.miou
-    best = state.best is None or scores.miou > state.best
-    if best:
-        state.best = scores.miou
-        save_checkpoint(checkpoint_path(session.out, "best"), model_tensors(session.method.segmenter), meta(session))
-    row = {
-        "step": state.step,
-        "epoch": state.step / session.steps_per_epoch,
-        "miou": scores.miou,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "best": best,
-        "iou": scores.to_json(session.source.classes)["iou"],
-    }
-    log.write(row)
-    session.ui.row(row)
-
-
 def _save_last(session: Session) -> None:
     _settle(session)
+    session.state.peak_memory = max(session.state.peak_memory, peak_memory(session.accelerator.device))
     save_checkpoint(checkpoint_path(session.out, "last"), tensors(session), meta(session))
 
 
@@ -218,6 +213,21 @@ def _showing(session: Session) -> Iterator[None]:
         yield
     finally:
         session.ui.end()
+
+
+@contextmanager
+def _memory_suffices(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        last = checkpoint_path(session.out, "last")
+        raise UserError(
+            f"out of memory in step {session.state.step + 1}: take a smaller data.crop, data.batch_labeled or "
+            "data.batch_unlabeled (with optim.accumulate the total stays the same), or a smaller model.encoder"
+            + (f"; {last} is good" if last.is_file() else "")
+        ) from error
 
 
 @contextmanager

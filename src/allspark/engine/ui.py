@@ -101,6 +101,8 @@ class RichUI:
                 f"pixel accuracy {100 * row['pixel_accuracy']:.2f} %{'  (best)' if row.get('best') else ''}"
             )
             return
+        if "loss" not in row:
+            return  # no validation images; what is wrong with the run's health comes as a note
         numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.1f} img/s"
         if "memory_fill" in row:
             numbers += f"  memory {100 * row['memory_fill']:.0f} %"

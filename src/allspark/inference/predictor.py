@@ -142,7 +142,7 @@ class Predictor:
             with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
                 yield
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             fix = "a smaller eval.window or eval.batch" if self.config.mode == "window" else "eval.mode=window"
             height, width = image.shape[-2:]
@@ -154,8 +154,8 @@ class Predictor:
                 module.training = training
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    # torch has no class for the CPU's
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether torch ran out of memory; it has no class for the CPU's."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

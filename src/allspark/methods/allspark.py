@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from allspark.config import Config
-from allspark.methods.base import Method, eval_logits, hard_labels
+from allspark.methods.base import Method, class_pixels, eval_logits, hard_labels
 from allspark.methods.losses import cross_entropy
+from allspark.models.allspark import SemanticMemory
 from allspark.types import Guide, Progress, StepOutput, TrainBatch
 
 
@@ -32,11 +34,21 @@ class AllSpark(Method):
         logits = self.segmenter(torch.cat([labeled.image, unlabeled.image]), guide)  # (l + u, k, H, W)
         logits_l, logits_u = logits.tensor_split([guide.num_labeled])
 
-        loss_l = cross_entropy(logits_l, labeled.mask)
+        loss_l = self.labeled_loss(logits_l, labeled.mask)
         loss_u = cross_entropy(logits_u, pseudo_labels)
         loss = (loss_l + loss_u) / 2
         metrics = {"loss_labeled": loss_l.detach(), "loss_unlabeled": loss_u.detach()}
-        bottleneck = self.segmenter.bottleneck
-        if bottleneck is not None and bottleneck.memory is not None:
-            metrics["memory_fill"] = bottleneck.memory.fill.mean()
-        return StepOutput(loss, metrics)
+        if self.memory is not None:
+            metrics["memory_fill"] = self.memory.fill.mean()
+        targets = {"labeled": labeled.mask, "pseudo": pseudo_labels}
+        return StepOutput(loss, metrics, {name: class_pixels(t, logits.shape[1]) for name, t in targets.items()})
+
+    def health(self) -> dict[str, Tensor]:
+        """How full the memory is and how old what it holds [micro-batches], of each class."""
+        return {} if self.memory is None else {"memory_fill": self.memory.fill, "memory_age": self.memory.age}
+
+    @property
+    def memory(self) -> SemanticMemory | None:
+        """The semantic memory of the network's bottleneck."""
+        assert self.segmenter.bottleneck is not None
+        return self.segmenter.bottleneck.memory

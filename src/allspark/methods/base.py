@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from allspark.config import Config
+from allspark.methods.losses import labeled_loss
 from allspark.models.segmenter import Segmenter, build_segmenter
 from allspark.types import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
 
@@ -21,6 +22,7 @@ class Method(nn.Module):
 
     Attributes:
         segmenter: the network that is evaluated, saved and exported.
+        labeled_loss: of logits (b, k, H, W) and masks (b, H, W), as configured.
         wants_unlabeled: False for methods that learn from labels alone.
     """
 
@@ -29,6 +31,7 @@ class Method(nn.Module):
     def __init__(self, config: Config, num_classes: int) -> None:
         super().__init__()
         self.segmenter: Segmenter = build_segmenter(config, num_classes)
+        self.labeled_loss = labeled_loss(config.method)
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """Return the loss of one micro-batch."""
@@ -36,6 +39,10 @@ class Method(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Follow a weight update, for example with a teacher's moving average."""
+
+    def health(self) -> dict[str, Tensor]:
+        """What to log beside each validation, (k,) each; nan where there is nothing to tell of a class."""
+        return {}
 
 
 @torch.no_grad()
@@ -55,3 +62,9 @@ def hard_labels(logits: Float[Tensor, "u k H W"], batch: UnlabeledBatch) -> Int[
     """Pseudo-labels (u, H, W): the best class of every pixel, no threshold; padding is ignored."""
     labels = logits.argmax(1)
     return labels if batch.valid is None else labels.masked_fill(~batch.valid, IGNORE)
+
+
+@torch.no_grad()
+def class_pixels(target: Int[Tensor, "b H W"], num_classes: int) -> Int[Tensor, " k"]:
+    """Pixels of each class, (k,), without a transfer to the host; ignored ones are not counted."""
+    return torch.histc(target.double(), num_classes, -0.5, num_classes - 0.5).long()

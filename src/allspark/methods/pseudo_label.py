@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from allspark.methods.base import Method, eval_logits, hard_labels
+from allspark.methods.base import Method, class_pixels, eval_logits, hard_labels
 from allspark.methods.losses import cross_entropy
 from allspark.types import Progress, StepOutput, TrainBatch
 
@@ -24,7 +24,9 @@ class PseudoLabel(Method):
         logits = self.segmenter(torch.cat([labeled.image, unlabeled.image]))  # (l + u, k, H, W)
         logits_l, logits_u = logits.tensor_split([len(labeled.image)])
 
-        loss_l = cross_entropy(logits_l, labeled.mask)
+        loss_l = self.labeled_loss(logits_l, labeled.mask)
         loss_u = cross_entropy(logits_u, pseudo_labels)
         loss = (loss_l + loss_u) / 2
-        return StepOutput(loss, {"loss_labeled": loss_l.detach(), "loss_unlabeled": loss_u.detach()})
+        metrics = {"loss_labeled": loss_l.detach(), "loss_unlabeled": loss_u.detach()}
+        targets = {"labeled": labeled.mask, "pseudo": pseudo_labels}
+        return StepOutput(loss, metrics, {name: class_pixels(t, logits.shape[1]) for name, t in targets.items()})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from allspark.methods.base import Method
-from allspark.methods.losses import cross_entropy
+from allspark.methods.base import Method, class_pixels
 from allspark.types import Progress, StepOutput, TrainBatch
 
 
@@ -14,5 +13,7 @@ class Supervised(Method):
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: predict, compare with the mask."""
-        loss = cross_entropy(self.segmenter(batch.labeled.image), batch.labeled.mask)
-        return StepOutput(loss, {"loss_labeled": loss.detach()})
+        labeled = batch.labeled
+        loss = self.labeled_loss(self.segmenter(labeled.image), labeled.mask)
+        pixels = {"labeled": class_pixels(labeled.mask, self.segmenter.num_classes)}
+        return StepOutput(loss, {"loss_labeled": loss.detach()}, pixels)

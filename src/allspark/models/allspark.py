@@ -85,16 +85,22 @@ class SemanticMemory(nn.Module):
     Attributes:
         channels: (k, slots, n), the remembered channels; slots = c.
         written: (k,), how many channels each class ever received. The cursor is ``written % slots``.
+        born: (k, slots), after how many writes each channel came; 0 for slots that are still empty.
+        writes: how many writes there were.
     """
 
     channels: Tensor
     written: Tensor
+    born: Tensor
+    writes: Tensor
 
     def __init__(self, num_classes: int, slots: int, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
         self.register_buffer("channels", torch.randn(num_classes, slots, grid[0] * grid[1]))
         self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("born", torch.zeros(num_classes, slots, dtype=torch.int64))
+        self.register_buffer("writes", torch.zeros((), dtype=torch.int64))
 
     @property
     def cursor(self) -> Tensor:
@@ -105,6 +111,12 @@ class SemanticMemory(nn.Module):
     def fill(self) -> Tensor:
         """(k,), the filled share of each class's slots, 0 to 1."""
         return self.written.clamp(max=self.channels.shape[1]) / self.channels.shape[1]
+
+    @property
+    def age(self) -> Tensor:
+        """(k,), how many writes ago the remembered channels of each class came, on average; nan for empty queues."""
+        ages = (self.writes - self.born).double()
+        return ages.where(self.born > 0, torch.nan).nanmean(1)
 
     @torch.no_grad()
     def write(self, channels: Float[Tensor, "u c n"], classes: Int[Tensor, "u c"] | None, grid: Grid) -> None:
@@ -131,6 +143,8 @@ class SemanticMemory(nn.Module):
         last = order.new_zeros(num_classes * slots).scatter_reduce(0, slot, order, "amax")
         self.channels.view(-1, new.shape[1])[slot] = new[last[slot]].to(self.channels.dtype)
         self.written += member.sum(0)
+        self.writes += 1
+        self.born.view(-1)[slot] = self.writes
 
     def read(self, grid: Grid) -> Float[Tensor, "k c n"]:
         """The remembered channels, (k, slots, n), resampled to the asked grid."""
@@ -252,7 +266,8 @@ class AllSparkBottleneck(nn.Module):
             raise CheckpointError(f"the memory holds {tokens} tokens; the published layout has a square grid")
         heads = renamed["labeled.query.weight"].shape[0] // channels
         module = cls(channels, num_classes, (side, side), heads, dropout).to(renamed["memory.channels"].dtype)
-        module.load_state_dict(renamed)
+        unknown = {f"memory.{name}": getattr(module.memory, name) for name in ("born", "writes")}
+        module.load_state_dict(renamed | unknown)
         return module
 
 
