@@ -252,6 +252,22 @@ def predict(
     typer.echo(f"{len(masks)} mask{'s' * (len(masks) != 1)} in {out}")
 
 
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="methods, partitions and seeds (docs/studies.md)")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the study  [default: runs/NAME]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once  [default: one a GPU, else 1]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs")] = False,
+) -> None:
+    """Compare methods: run what is missing of methods x partitions x seeds, and write one table.
+
+    Run it again to go on after an interruption, or to add methods and seeds. Writes results.md, .csv and .png.
+    """
+    from allspark.study.command import compare
+
+    compare(file, out or Path("runs") / file.stem, jobs, dry_run=dry_run)
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="a published AllSpark checkpoint")],

@@ -56,19 +56,27 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: the file is missing, is no plain YAML, or holds an unknown key or a wrong value.
     """
+    tree = parse(read_text(path), str(path))
+    return _validate({} if tree is None else tree, str(path))
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file.
+
+    Raises:
+        ConfigError: it is missing, longer than ``MAX_BYTES``, or not UTF-8.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ConfigError(f"{path}: {size:,} bytes are too many for a configuration (at most {MAX_BYTES:,})")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file; `allspark config show folder > my.yaml` writes a first one"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
-    tree = parse(text, str(path))
-    return _validate({} if tree is None else tree, str(path))
 
 
 def load_recipe(name: str) -> Config:
@@ -157,6 +165,20 @@ def describe(config: Config) -> str:
         for key, field in section.model_fields.items():
             lines += _commented(f"  {key}: {flow(tree[name][key])}", field.description or "")
     return "\n".join(lines) + "\n"
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Fields in which two configurations differ: dotted name, old and new value; sorted by name."""
+
+    def walk(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+        for key in a:
+            name = prefix + key
+            if name in _fields() and _is_section(_fields()[name]):
+                yield from walk(a[key], b[key], f"{name}.")
+            elif a[key] != b[key]:
+                yield name, a[key], b[key]
+
+    return sorted(walk(old.model_dump(mode="json"), new.model_dump(mode="json"), ""), key=lambda found: found[0])
 
 
 def _commented(line: str, comment: str) -> list[str]:

@@ -14,7 +14,7 @@ import transformers
 
 import allspark
 from allspark.data.partitions import partition_of
-from allspark.engine.session import Session
+from allspark.engine.session import Session, fingerprints
 from allspark.errors import DataError
 from allspark.files import atomic_write
 
@@ -28,9 +28,11 @@ def write_result(session: Session) -> None:
         "method": config.method.name,
         "encoder": config.model.encoder,
         "seed": config.seed,
+        "initial_weights": state.initial,
         "data": config.data.source,
         "labeled": len(source.labeled),
         "unlabeled": len(source.unlabeled),
+        "lists": fingerprints(source),
         "family": None if partition is None else partition.family,
         "partition": None if partition is None else partition.name,
         "paper_miou": None if partition is None else partition.miou,

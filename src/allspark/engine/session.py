@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +39,7 @@ from allspark.files import lock_folder
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.encoders import resolve_encoder
-from allspark.settings import save_config
+from allspark.settings import differences, save_config
 
 # Settings that a resumed run may change: where and how it runs, or what it does about trouble. (What the lists of
 # images hold is compared by itself, see _require_same_images.)
@@ -66,6 +65,7 @@ class State:
     count: int = 0
     class_pixels: dict[str, list[int]] = field(default_factory=dict)  # of the targets since the last validation
     warned: list[str] = field(default_factory=list)
+    initial: str = ""  # checksum of the weights that encoder and decoder began with
 
 
 @dataclass
@@ -104,6 +104,7 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
     method = build_method(building, source.num_classes)
     if checkpoint is None and config.train.begin_with is not None:
         ui.note(begin_with(method.segmenter, config.train.begin_with))
+    initial = _checksum(method)
     if config.train.precision == "fp64":
         method.double()
     if method.wants_unlabeled and not source.unlabeled:
@@ -115,7 +116,9 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
     wrapped, prepared = accelerator.prepare(method, optimizer)
     epoch = steps_per_epoch(source, config, accelerator.num_processes)
     total = max(1, math.ceil(config.train.epochs * epoch))
-    session = Session(config, out, source, accelerator, method, wrapped, prepared, State(), epoch, total, ui)
+    session = Session(
+        config, out, source, accelerator, method, wrapped, prepared, State(initial=initial), epoch, total, ui
+    )
     if checkpoint is not None:
         _restore(session, checkpoint)
     return session
@@ -135,6 +138,15 @@ def begin_record(session: Session) -> None:
     )
     if not source.val:
         ui.note("no validation images: the last checkpoint is the result")
+
+
+def _checksum(method: Method) -> str:
+    """Of encoder and decoder: what all methods have in common."""
+    total = 0
+    for part in (method.segmenter.encoder, method.segmenter.decoder):
+        for tensor in part.state_dict().values():
+            total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _absolute(config: Config) -> Config:
@@ -237,7 +249,7 @@ def meta(session: Session) -> dict[str, Any]:
     scaler = session.accelerator.scaler  # of fp16's loss; None otherwise
     return {
         **describe(_absolute(session.config), session.source),
-        "images": _fingerprints(session.source),
+        "images": fingerprints(session.source),
         "scaler": None if scaler is None else scaler.state_dict(),
         "state": asdict(session.state),
     }
@@ -286,7 +298,7 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
     session.state = State(**checkpoint.meta["state"])
 
 
-def _fingerprints(source: Source) -> dict[str, list[int]]:
+def fingerprints(source: Source) -> dict[str, list[int]]:
     """Number and checksum of the names of each list of images."""
     lists = {"labeled": source.labeled, "unlabeled": source.unlabeled, "val": source.val}
     return {
@@ -297,7 +309,7 @@ def _fingerprints(source: Source) -> dict[str, list[int]]:
 
 def _require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> None:
     """Refuse to go on with other images: the stream of batches would not be the one that the run began with."""
-    for name, found in _fingerprints(source).items():
+    for name, found in fingerprints(source).items():
         then = checkpoint.meta["images"][name]
         if found != then:
             raise ConfigError(
@@ -308,19 +320,11 @@ def _require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> 
 
 def _require_same(checkpoint: Checkpoint, config: Config, out: Path, ui: TrainUI) -> None:
     """Refuse to go on with settings that would make it another experiment."""
-    for name, old, new in sorted(_differences(checkpoint.meta["config"], _absolute(config).model_dump(mode="json"))):
+    then = Config.model_validate(checkpoint.meta["config"])
+    for name, old, new in differences(then, _absolute(config)):
         if name not in _FREE:
             raise ConfigError(
                 f"{checkpoint_path(out, 'last')}: cannot be resumed with {name} = {new}, it was trained with {old}; "
                 "take the old value, or start a new run with another --out"
             )
         ui.note(f"note: goes on with {name} = {new}, before it was {old}")
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key in {*old, *new}:
-        name, a, b = prefix + key, old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict) and name != "model.encoder_config":
-            yield from _differences(a, b, f"{name}.")
-        elif a != b:
-            yield name, a, b

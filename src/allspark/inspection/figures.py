@@ -19,7 +19,7 @@ from allspark.data.source import RGB
 from allspark.files import atomic_path
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 _STYLE: dict[str, Any] = {"fontsize": 9}
 
 
@@ -64,7 +64,7 @@ def one_page(
 
 def draw_curve(axes: Axes, results: Sequence[MethodResult], key: str, label: str, scale: float = 1) -> None:
     """Draw one number of the logs over steps, a line a method."""
-    for result, colour in zip(results, _COLOURS, strict=False):
+    for result, colour in zip(results, COLOURS, strict=False):
         points = [(row["step"], scale * row[key]) for row in result.rows if key in row]
         if points:
             marker = "o" if len(points) < 30 else None
@@ -81,7 +81,7 @@ def draw_class_bars(axes: Axes, results: Sequence[MethodResult], classes: Sequen
     """Draw the IoU of each class, grouped by class, and the mean."""
     width = 0.8 / max(len(results), 1)
     places = np.arange(len(classes) + 1)
-    for i, (result, colour) in enumerate(zip(results, _COLOURS, strict=False)):
+    for i, (result, colour) in enumerate(zip(results, COLOURS, strict=False)):
         heights = 100 * np.nan_to_num(np.append(result.iou, result.miou))
         bars = axes.bar(places + (i - (len(results) - 1) / 2) * width, heights, width, color=colour, label=result.name)
         if len(places) <= 12:

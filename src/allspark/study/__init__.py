@@ -1,0 +1,1 @@
+"""Many runs as one comparison: plan them, run what is missing, put the results in one table."""

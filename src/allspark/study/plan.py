@@ -1,0 +1,169 @@
+"""What a study file asks for: methods x partitions x seeds, and why their comparison is fair."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from allspark.config import Config, MethodConfig, Section
+from allspark.errors import ConfigError
+from allspark.plain_yaml import flow, parse
+from allspark.recipes import RECIPES
+from allspark.settings import apply_overrides, load_config, load_recipe, read_text
+
+
+def _nothing(value: Any) -> Any:
+    """A name with nothing behind it changes nothing."""
+    return {} if value is None else value
+
+
+Changes = Annotated[dict[str, Any], BeforeValidator(_nothing)]
+"""Dotted fields of the configuration and their values; ``{seed}`` in a text stands for the run's seed."""
+
+METHOD_NAMES: tuple[str, ...] = get_args(MethodConfig.model_fields["name"].annotation)
+_METHOD_MAY_CHANGE = ("method.", "model.")
+_PARTITION_MAY_CHANGE = ("data.split", "data.labeled", "data.unlabeled", "data.val", "train.begin_with")
+_NOT_FOR_ALL = ("seed", "method.name")
+
+
+class Study(Section):
+    """A study file."""
+
+    base: str = Field(description="a recipe, or a configuration file beside this one")
+    set: Changes = Field(default_factory=dict, description="changes for every run")
+    methods: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
+        description="name -> changes of method.* and model.*; nothing behind the name of a method stands for itself"
+    )
+    partitions: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
+        {"all": {}}, description="name -> lists: data.split, or data.labeled and the like"
+    )
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        [0], description="one run for each seed"
+    )
+    paper: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="published mIoU [percent], method -> partition -> score, to stand beside"
+    )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a study."""
+
+    method: str
+    partition: str
+    seed: int
+    out: Path
+    config: Config
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.partition}, seed {self.seed}"
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        ConfigError: the file is missing or wrong; one line that names it and the field.
+    """
+    tree = parse(read_text(path), str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `base:`, `methods:` and so on, one a line")
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in item["loc"])
+        known = ", ".join(Study.model_fields)
+        words = f"unknown, known are {known}" if item["type"] == "extra_forbidden" else item["msg"].lower()
+        raise ConfigError(f"{path}: {where}: {words}") from error
+
+
+def plan(study: Study, file: Path, out: Path) -> list[Planned]:
+    """All runs of a study: for each seed and partition every method, so that comparisons are complete early.
+
+    The comparison is fair by construction. Methods may change nothing but ``method.*`` and ``model.*``: all runs of one
+    seed see the same labelled list, the same number of updates and the same views, and networks of one kind begin with
+    the same weights.
+
+    Args:
+        study: an open study file.
+        file: where it was read from.
+        out: folder of the study.
+
+    Raises:
+        ConfigError: a change is not allowed there, or not valid.
+    """
+    base = _base(study.base, file)
+    for name in study.set:
+        if name in _NOT_FOR_ALL:
+            raise ConfigError(f"{file}: set: {name} differs from run to run; name it under methods or seeds")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError(f"{file}: seeds: each seed once, got {study.seeds}")
+    runs = [
+        Planned(
+            method,
+            partition,
+            seed,
+            out / _slug(partition) / _slug(method) / f"seed{seed}",
+            _config(base, study, (method, partition, seed), file),
+        )
+        for seed in study.seeds
+        for partition in study.partitions
+        for method in study.methods
+    ]
+    places: dict[Path, Planned] = {}
+    for run in runs:
+        other = places.setdefault(run.out, run)
+        if other is not run:
+            raise ConfigError(f"{file}: {run} and {other} would share the folder {run.out}; give them other names")
+    return runs
+
+
+def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path) -> Config:
+    method, partition, seed = which
+    changes = dict(study.methods[method])
+    if method in METHOD_NAMES:
+        changes = {"method.name": method, **changes}
+    if "method.name" not in changes:
+        raise ConfigError(f"{file}: methods.{method}: say which it is, method.name: {' or '.join(METHOD_NAMES)}")
+    _allow(changes, _METHOD_MAY_CHANGE, f"{file}: methods.{method}", "or the comparison would not be fair")
+    _allow(study.partitions[partition], _PARTITION_MAY_CHANGE, f"{file}: partitions.{partition}", "its lists")
+    changed = {**study.set, **study.partitions[partition], **changes}
+    try:
+        return apply_overrides(base, [*_overrides(changed, seed), f"seed={seed}"])
+    except ConfigError as error:
+        reason = str(error).removeprefix("--set ").removeprefix(": ")
+        raise ConfigError(f"{file}: {method}, {partition}: {reason}") from error
+
+
+def _allow(changes: Mapping[str, Any], allowed: tuple[str, ...], where: str, why: str) -> None:
+    for name in changes:
+        if not name.startswith(allowed):
+            raise ConfigError(f"{where}: {name} cannot be changed here ({why}); put it under set, for all runs")
+
+
+def _overrides(changes: Mapping[str, Any], seed: int) -> Iterator[str]:
+    for name, value in changes.items():
+        if isinstance(value, str):
+            yield f"{name}={value.replace('{seed}', str(seed))}"
+        else:
+            yield f"{name}={flow(value)}"
+
+
+def _base(name: str, file: Path) -> Config:
+    if name in RECIPES:
+        return load_recipe(name)
+    path = file.parent / name
+    if not path.is_file():
+        raise ConfigError(f"{file}: base: neither a recipe ({', '.join(RECIPES)}) nor a file {path}")
+    return load_config(path)
+
+
+def _slug(name: str) -> str:
+    """A name as a folder's name."""
+    return re.sub(r"[^\w.-]+", "_", name.replace("/", "_")).strip("._") or "_"

@@ -1,0 +1,179 @@
+"""Run what a study is missing: each run a process of its own, on its own GPU if there are any."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from allspark.engine.result import read_result
+from allspark.engine.signals import Interrupted, StopRequest
+from allspark.errors import ConfigError, UserError
+from allspark.files import lock_folder
+from allspark.settings import differences, load_config, save_config
+from allspark.study.plan import Planned
+
+_POLL = 0.2  # [s]
+_OUTPUT = "output.txt"  # of a run's process, beside its log
+_PLAN = "planned.yaml"
+_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+# How a run is done, not what it is.
+_FREE = {"data.workers", "data.max_pixels", "train.device", "train.log_every", "train.checkpoint_every", "eval.batch"}
+
+
+@dataclass
+class _Running:
+    planned: Planned
+    process: subprocess.Popen[bytes]
+    slot: int
+    began: float
+
+
+def missing(runs: Sequence[Planned]) -> list[Planned]:
+    """Those runs that have no result yet.
+
+    Raises:
+        ConfigError: a run was made with other settings than the study asks for now.
+    """
+    for run in runs:
+        path = run.out / _PLAN
+        if path.is_file():
+            for name, old, new in differences(load_config(path), run.config):
+                if name in _FREE:
+                    continue
+                raise ConfigError(
+                    f"{run.out}: made with {name} = {old}, the study says {new} now; take the old value, or choose "
+                    "another --out"
+                )
+    return [run for run in runs if read_result(run.out) is None]
+
+
+def run_study(
+    runs: Sequence[Planned],
+    *,
+    jobs: int,
+    gpus: Sequence[str],
+    again: str,
+    note: Callable[[str], None],
+    finished: Callable[[], object],
+) -> None:
+    """Run all of them, ``jobs`` at once; a run that was stopped or killed goes on where it stood.
+
+    Args:
+        runs: what is to be run.
+        jobs: processes at once.
+        gpus: names for CUDA_VISIBLE_DEVICES, given out in turn; empty: none.
+        again: the command that goes on, for the message of an interruption.
+        note: called with a line when a run begins or ends.
+        finished: called after each run that has a result.
+
+    Raises:
+        Interrupted: it was asked to stop; the runs under way have saved themselves.
+        UserError: some runs failed; all others were run.
+    """
+    waiting, failed = list(runs), []
+    running: list[_Running] = []
+    with StopRequest() as stop, _all_ended(running):
+        while waiting or running:
+            if stop.exit_code is not None:
+                break
+            while waiting and len(running) < jobs:
+                planned = waiting.pop(0)
+                slot = min(set(range(jobs)) - {one.slot for one in running})
+                if _taken(planned.out):
+                    note(f"{planned}: another process is at it; waiting")
+                    waiting.append(planned)
+                    time.sleep(_POLL)
+                    break
+                note(f"{planned}: {'goes on' if (planned.out / 'checkpoints').is_dir() else 'begins'}")
+                running.append(_Running(planned, _start(planned, slot, jobs, gpus), slot, time.monotonic()))
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                line = _outcome(one)
+                note(line)
+                if one.process.returncode == 0:
+                    finished()
+                else:
+                    failed.append(line)
+            time.sleep(_POLL)
+    if stop.exit_code is not None:
+        raise Interrupted(f"stopped; the runs under way are saved, go on with: {again}", stop.exit_code)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, the first: {failed[0]}; mend it and go on with: {again}"
+        )
+
+
+def _start(planned: Planned, slot: int, jobs: int, gpus: Sequence[str]) -> subprocess.Popen[bytes]:
+    planned.out.mkdir(parents=True, exist_ok=True)
+    save_config(planned.config, planned.out / _PLAN)
+    environment = dict(os.environ)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    command = [sys.executable, "-m", "allspark.cli", "train", "--config", str(planned.out / _PLAN)]
+    command += ["--out", str(planned.out), "--resume"]
+    with (planned.out / _OUTPUT).open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the study alone, which asks its runs to stop
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _end_with_parent() -> None:
+    """In the run's process: if the study is killed, save and stop as for a termination."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+
+
+@contextmanager
+def _all_ended(running: list[_Running]) -> Iterator[None]:
+    """Whatever happens, no run is left behind: each is asked to stop, saves itself, and is waited for."""
+    try:
+        yield
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
+
+
+def _taken(out: Path) -> bool:
+    """Whether another process, such as a run of a study that was killed a moment ago, still writes there."""
+    if not out.is_dir():
+        return False
+    try:
+        lock_folder(out).close()
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            raise
+        return True
+    return False
+
+
+def _outcome(one: _Running) -> str:
+    minutes = (time.monotonic() - one.began) / 60
+    lines = (one.planned.out / _OUTPUT).read_text("utf-8", "replace").splitlines()
+    last = lines[-1].removeprefix(f"{one.planned.out}: ").removeprefix("error: ") if lines else "no output"
+    if one.process.returncode == 0:
+        return f"{one.planned}: {last} ({minutes:.1f} min)"
+    code = one.process.returncode
+    return f"{one.planned}: {last} (exit status {code}; {one.planned.out / _OUTPUT})"
+
+
+def go_on_command(file: Path, out: Path, jobs: int) -> str:
+    """The command that takes a study up again."""
+    return f"allspark study {shlex.quote(str(file))} --out {shlex.quote(str(out))}" + (f" --jobs {jobs}" * (jobs > 1))
