@@ -1,0 +1,79 @@
+"""What a study file may say, and that the runs it plans can be compared."""
+
+import pytest
+
+from allspark.errors import ConfigError
+from allspark.study.plan import METHOD_NAMES, load_study, plan
+
+
+def planned(path, text=None):
+    if text is not None:
+        path.write_text(text)
+    return plan(load_study(path), path, path.parent / "out")
+
+
+def test_runs_of_a_study(study_file):
+    runs = planned(study_file)
+    assert [(run.method, run.seed, run.config.method.name) for run in runs] == [
+        ("supervised", 0, "supervised"),
+        ("whole", 0, "allspark"),
+        ("supervised", 1, "supervised"),
+        ("whole", 1, "allspark"),
+    ]
+    assert [run.config.seed for run in runs] == [0, 0, 1, 1]
+    assert len({run.out for run in runs}) == 4
+
+
+def test_all_but_method_network_and_seed_is_equal(study_file):
+    text = study_file.read_text() + "partitions:\n  1/2: {data.split: half}\n  1/4: {data.split: 'quarter{seed}'}\n"
+    runs = planned(study_file, text)
+    assert len(runs) == 8
+    same = {"data", "views", "optim", "train", "eval"}
+    for left in runs:
+        for right in runs:
+            if (left.partition, left.seed) == (right.partition, right.seed):
+                assert left.config.model_dump(include=same) == right.config.model_dump(include=same)
+    assert {run.config.data.split for run in runs} == {"half", "quarter0", "quarter1"}
+
+
+def test_each_method_stands_for_itself(study_file):
+    text = study_file.read_text().replace("  whole: {method.name: allspark}\n", "  allspark:\n  pseudo-label:\n")
+    assert {run.config.method.name for run in planned(study_file, text)} == set(METHOD_NAMES)
+
+
+def test_a_base_may_be_a_file_beside_the_study(study_file):
+    (study_file.parent / "mine.yaml").write_text("optim: {lr: 0.125}\n")
+    text = study_file.read_text().replace("base: folder", "base: mine.yaml").replace("  optim.lr: 0.01\n", "")
+    assert {run.config.optim.lr for run in planned(study_file, text)} == {0.125}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("method.name: allspark", "optim.lr: 1", "whole: say which it is, method.name: supervised or"),
+        ("method.name: allspark", "method.name: allspark, optim.lr: 1", "optim.lr cannot be changed here"),
+        ("method.name: allspark", "method.name: allspark, method.memry: off", "did you mean method.memory"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "each seed once"),
+        ("seeds: [0, 1]", "seeds: []", "seeds"),
+        ("seeds: [0, 1]", "seed: [0]", "seed: unknown, known are base, set, methods"),
+        ("set:", "set:\n  seed: 3", "seed differs from run to run"),
+        ("base: folder", "base: nothing", "neither a recipe (folder"),
+        ("base: folder\n", "", "base: field required"),
+        ("seeds: [0, 1]", "partitions:\n  a: {train.epochs: 2}", "train.epochs cannot be changed here"),
+        ("  supervised:\n", "  whole/:\n", "whole/: say which it is"),
+        ("  supervised:\n", "  whole!: {method.name: supervised}\n", "would share the folder"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_file(study_file, old, new, words):
+    text = study_file.read_text()
+    assert old in text
+    with pytest.raises(ConfigError) as caught:
+        planned(study_file, text.replace(old, new))
+    assert "\n" not in str(caught.value) and str(study_file) in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "base: *a", "methods: 3", "base: folder\nmethods: {}\n"])
+def test_what_is_no_study(study_file, text):
+    with pytest.raises(ConfigError) as caught:
+        planned(study_file, text)
+    assert "\n" not in str(caught.value) and str(study_file) in str(caught.value)
