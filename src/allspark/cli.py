@@ -179,6 +179,8 @@ def train(
     from allspark.engine.ui import RichUI
     from allspark.terminal import print_result, stderr
 
+    if resume and not (out / "checkpoints").is_dir():
+        typer.echo(f"note: nothing to go on with in {out}, a new run begins", err=True)
     print_result(run_training(config, out, resume=resume, ui=RichUI(stderr())))
 
 
@@ -250,6 +252,17 @@ def predict(
             progress=progress,
         )
     typer.echo(f"{len(masks)} mask{'s' * (len(masks) != 1)} in {out}")
+
+
+@app.command()
+def plot(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="where to  [default: RUN/health.png]")] = None,
+) -> None:
+    """Draw a run's course and health: scores, pseudo-labels against labels, agreement, memory. Also while it trains."""
+    from allspark.inspection.health_page import draw_run
+
+    typer.echo(draw_run(run, out or run / "health.png"))
 
 
 @app.command()

@@ -53,8 +53,6 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
     """
     ui = ui or Silent()
     checkpoint = look_at(out, resume)
-    if resume and checkpoint is None:
-        ui.note(f"note: nothing to go on with in {out}; a new run begins")
     session = open_session(config, out, checkpoint, ui)
     state = session.state
     if state.step >= session.total:
