@@ -141,6 +141,11 @@ class OptimConfig(Section):
     power: float = Field(0.9, ge=0, description="exponent of the poly schedule")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no clipping")
     accumulate: Positive = Field(1, description="micro-batches added up for one weight update")
+    lr_batch: Positive | None = Field(
+        None,
+        description="images an update, of all processes, that lr is meant for; with others lr grows or shrinks in "
+        "proportion; null: lr is taken as it is",
+    )
 
 
 class TrainConfig(Section):

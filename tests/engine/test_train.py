@@ -401,3 +401,32 @@ def test_training_begins_with_the_weights_of_another_run(config, tmp_path):
     with pytest.raises(CheckpointError, match="its encoder is another one"):
         train(other, tmp_path / "third")
     assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "rate"), [(8, 2, 0.01), (16, 1, 0.0025), (None, 3, 0.01)])
+def test_the_learning_rate_follows_the_number_of_images_an_update(config, tmp_path, batch, accumulate, rate):
+    notes = []
+    ui = Silent()
+    ui.note = notes.append
+    config = apply_overrides(config, [f"optim.lr_batch={batch or ''}", f"optim.accumulate={accumulate}"])
+    train(config, tmp_path / "run", ui=ui)
+    assert read_log(tmp_path / "run")[0]["lr"] == pytest.approx(rate)
+    said = [line for line in notes if "images an update" in line]
+    assert said == (["note: 4 images an update, optim.lr 0.01 is meant for 16: 0.0025 is used"] if rate != 0.01 else [])
+
+
+def test_ohem_is_the_loss_of_labelled_images_only(config):
+    config = apply_overrides(config, ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"])
+    batch = TrainStream(open_source(config.data), config, want_unlabeled=True)[0]
+    for name in METHODS:
+        torch.manual_seed(0)
+        method = build_method(apply_overrides(config, [f"method.name={name}"]), 6)
+        plain = build_method(apply_overrides(config, [f"method.name={name}", "method.labeled_loss=cross-entropy"]), 6)
+        plain.load_state_dict(method.state_dict())
+        outputs = []
+        for one in (method, plain):
+            torch.manual_seed(1)
+            outputs.append(one(batch, Progress(0, 2, 4)).metrics)
+        assert outputs[0]["loss_labeled"] > outputs[1]["loss_labeled"]  # hard pixels only
+        if name != "supervised":
+            assert outputs[0]["loss_unlabeled"] == outputs[1]["loss_unlabeled"]

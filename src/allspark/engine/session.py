@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from allspark.config import Config
+from allspark.config import Config, OptimConfig
 from allspark.data import open_source
 from allspark.data.check import check
 from allspark.data.loading import steps_per_epoch
@@ -79,6 +79,7 @@ class Session:
     method: Method  # bare, for its state
     wrapped: Any  # for its forward pass
     optimizer: torch.optim.Optimizer
+    optim: OptimConfig  # with the learning rate as it is used
     state: State
     steps_per_epoch: int
     total: int
@@ -112,12 +113,13 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
             f"{source.root}: no unlabelled image, which method {config.method.name} learns from; add images without "
             "masks, make lists with `allspark split`, or set method.name=supervised"
         )
-    optimizer = build_optimizer(method, config.optim)
+    optim = _scaled(config, accelerator.num_processes, ui)
+    optimizer = build_optimizer(method, optim)
     wrapped, prepared = accelerator.prepare(method, optimizer)
     epoch = steps_per_epoch(source, config, accelerator.num_processes)
     total = max(1, math.ceil(config.train.epochs * epoch))
     session = Session(
-        config, out, source, accelerator, method, wrapped, prepared, State(initial=initial), epoch, total, ui
+        config, out, source, accelerator, method, wrapped, prepared, optim, State(initial=initial), epoch, total, ui
     )
     if checkpoint is not None:
         _restore(session, checkpoint)
@@ -138,6 +140,17 @@ def begin_record(session: Session) -> None:
     )
     if not source.val:
         ui.note("no validation images: the last checkpoint is the result")
+
+
+def _scaled(config: Config, processes: int, ui: TrainUI) -> OptimConfig:
+    """The learning rate for the images that an update has, all processes together."""
+    optim, data = config.optim, config.data
+    images = (data.batch_labeled + data.batch_unlabeled) * optim.accumulate * processes
+    if optim.lr_batch in (None, images):
+        return optim
+    lr = optim.lr * images / optim.lr_batch
+    ui.note(f"note: {images} images an update, optim.lr {optim.lr:g} is meant for {optim.lr_batch}: {lr:g} is used")
+    return optim.model_copy(update={"lr": lr})
 
 
 def _checksum(method: Method) -> str:

@@ -127,7 +127,7 @@ def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopReque
 
 def _update(session: Session, parts: list[TrainBatch]) -> None:
     """One weight update."""
-    optim, state = session.config.optim, session.state
+    optim, state = session.optim, session.state
     progress = Progress(state.step, session.steps_per_epoch, session.total)
     set_lr(session.optimizer, optim, poly(state.step, session.total, optim.power))
     for number, batch in enumerate(parts, 1):
