@@ -269,6 +269,10 @@ def plot(
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="methods, partitions and seeds (docs/studies.md)")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the study  [default: runs/NAME]")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field of all runs; may be repeated")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at once  [default: one a GPU, else 1]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs")] = False,
 ) -> None:
@@ -278,7 +282,8 @@ def study(
     """
     from allspark.study.command import compare
 
-    compare(file, out or Path("runs") / file.stem, jobs, dry_run=dry_run)
+    extra = [*([f"data.root={data.absolute()}"] if data else []), *(overrides or [])]
+    compare(file, out or Path("runs") / file.stem, jobs, extra=extra, dry_run=dry_run)
 
 
 @app.command("import-checkpoint")

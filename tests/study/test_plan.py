@@ -4,6 +4,7 @@ import pytest
 
 from allspark.errors import ConfigError
 from allspark.study.plan import METHOD_NAMES, load_study, plan
+from tests.conftest import REPOSITORY
 
 
 def planned(path, text=None):
@@ -77,3 +78,19 @@ def test_what_is_no_study(study_file, text):
     with pytest.raises(ConfigError) as caught:
         planned(study_file, text)
     assert "\n" not in str(caught.value) and str(study_file) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_tables_can_be_planned(file, tmp_path):
+    study = load_study(file)
+    runs = plan(study, file, tmp_path, ["data.root=somewhere"])
+    assert len(runs) == len(study.methods) * len(study.partitions) * len(study.seeds)
+    assert file.name in file.read_text().partition("\n\n")[0]  # its header says the command
+    assert all(run.config.data.root.name == "somewhere" for run in runs)
+
+
+def test_the_command_line_changes_all_runs(study_file):
+    runs = plan(load_study(study_file), study_file, study_file.parent / "out", ["optim.lr=0.5", "data.split=x"])
+    assert {(run.config.optim.lr, run.config.data.split) for run in runs} == {(0.5, "x")}
+    with pytest.raises(ConfigError, match="seed differs from run to run"):
+        plan(load_study(study_file), study_file, study_file.parent / "out", ["seed=3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,13 +14,14 @@ from allspark.study.table import rows_of, write_tables
 from allspark.terminal import stderr, stdout
 
 
-def compare(file: Path, out: Path, jobs: int | None, *, dry_run: bool = False) -> None:
+def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (), dry_run: bool = False) -> None:
     """Bring a study as far as it goes, and keep its table up to date after every run.
 
     Args:
         file: the study file.
         out: folder of the study.
         jobs: runs at once; None: one a GPU, else one.
+        extra: ``key=value`` for all runs.
         dry_run: only list the runs.
 
     Raises:
@@ -27,7 +29,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, dry_run: bool = False) -
         Interrupted: it was asked to stop; nothing is lost.
     """
     study = load_study(file)
-    runs = plan(study, file, out)
+    runs = plan(study, file, out, extra)
     todo = missing(runs)
     console, note = stdout(), stderr()
     if dry_run:
@@ -48,7 +50,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, dry_run: bool = False) -
             todo,
             jobs=jobs,
             gpus=gpus,
-            again=go_on_command(file, out, jobs),
+            again=go_on_command(file, out, jobs, extra),
             note=lambda line: note.print(line, markup=False),
             finished=write,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -83,7 +83,7 @@ def load_study(path: Path) -> Study:
         raise ConfigError(f"{path}: {where}: {words}") from error
 
 
-def plan(study: Study, file: Path, out: Path) -> list[Planned]:
+def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list[Planned]:
     """All runs of a study: for each seed and partition every method, so that comparisons are complete early.
 
     The comparison is fair by construction. Methods may change nothing but ``method.*`` and ``model.*``: all runs of one
@@ -94,14 +94,15 @@ def plan(study: Study, file: Path, out: Path) -> list[Planned]:
         study: an open study file.
         file: where it was read from.
         out: folder of the study.
+        extra: ``key=value`` for all runs, beside and above ``set``.
 
     Raises:
         ConfigError: a change is not allowed there, or not valid.
     """
     base = _base(study.base, file)
-    for name in study.set:
+    for name in (*study.set, *(item.partition("=")[0].strip() for item in extra)):
         if name in _NOT_FOR_ALL:
-            raise ConfigError(f"{file}: set: {name} differs from run to run; name it under methods or seeds")
+            raise ConfigError(f"{file}: {name} differs from run to run; name it under methods or seeds")
     if len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"{file}: seeds: each seed once, got {study.seeds}")
     runs = [
@@ -110,7 +111,7 @@ def plan(study: Study, file: Path, out: Path) -> list[Planned]:
             partition,
             seed,
             out / _slug(partition) / _slug(method) / f"seed{seed}",
-            _config(base, study, (method, partition, seed), file),
+            _config(base, study, (method, partition, seed), file, extra),
         )
         for seed in study.seeds
         for partition in study.partitions
@@ -124,7 +125,7 @@ def plan(study: Study, file: Path, out: Path) -> list[Planned]:
     return runs
 
 
-def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path) -> Config:
+def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path, extra: Sequence[str]) -> Config:
     method, partition, seed = which
     changes = dict(study.methods[method])
     if method in METHOD_NAMES:
@@ -133,9 +134,9 @@ def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path)
         raise ConfigError(f"{file}: methods.{method}: say which it is, method.name: {' or '.join(METHOD_NAMES)}")
     _allow(changes, _METHOD_MAY_CHANGE, f"{file}: methods.{method}", "or the comparison would not be fair")
     _allow(study.partitions[partition], _PARTITION_MAY_CHANGE, f"{file}: partitions.{partition}", "its lists")
-    changed = {**study.set, **study.partitions[partition], **changes}
+    own = {**study.partitions[partition], **changes}
     try:
-        return apply_overrides(base, [*_overrides(changed, seed), f"seed={seed}"])
+        return apply_overrides(base, [*_overrides(study.set, seed), *extra, *_overrides(own, seed), f"seed={seed}"])
     except ConfigError as error:
         reason = str(error).removeprefix("--set ").removeprefix(": ")
         raise ConfigError(f"{file}: {method}, {partition}: {reason}") from error

@@ -174,6 +174,7 @@ def _outcome(one: _Running) -> str:
     return f"{one.planned}: {last} (exit status {code}; {one.planned.out / _OUTPUT})"
 
 
-def go_on_command(file: Path, out: Path, jobs: int) -> str:
+def go_on_command(file: Path, out: Path, jobs: int, extra: Sequence[str]) -> str:
     """The command that takes a study up again."""
-    return f"allspark study {shlex.quote(str(file))} --out {shlex.quote(str(out))}" + (f" --jobs {jobs}" * (jobs > 1))
+    words = ["allspark", "study", str(file), "--out", str(out), *(["--jobs", str(jobs)] if jobs > 1 else [])]
+    return shlex.join([*words, *(word for item in extra for word in ("--set", item))])
