@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from allspark.errors import UserError
+from allspark.subcommands import config_app, prepare_app
 
 app = typer.Typer(
     name="allspark",
@@ -25,13 +26,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Show recipes: complete configurations, each field explained.")
 app.add_typer(config_app, name="config")
+app.add_typer(prepare_app, name="prepare")
 
 DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="folder of the data set")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
 SourceOption = Annotated[
-    str | None, typer.Option("--source", help="layout: folder, voc or synthetic (default: told from the folder)")
+    str | None,
+    typer.Option("--source", help="layout: folder, voc, cityscapes, coco, loveda or potsdam (default: told from it)"),
 ]
 CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
 ModeOption = Annotated[
@@ -298,24 +300,6 @@ def import_checkpoint(
 
     config = import_published(file, classes, out, names)
     typer.echo(f"{out}: {config.model.encoder}, {classes} classes; try `allspark predict {out} IMAGES... --out masks`")
-
-
-@config_app.command("show")
-def config_show(recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="see `allspark config list`")]) -> None:
-    """Print a recipe: the complete YAML, each field with its meaning and unit."""
-    from allspark.settings import describe, load_recipe, recipe_header
-
-    typer.echo(f"{recipe_header(recipe)}\n\n{describe(load_recipe(recipe))}", nl=False)
-
-
-@config_app.command("list")
-def config_list() -> None:
-    """List the recipes."""
-    from allspark.recipes import RECIPES
-    from allspark.settings import recipe_header
-
-    for name in RECIPES:
-        typer.echo(f"{name:12}{recipe_header(name).splitlines()[0].removeprefix('# ')}")
 
 
 def _print_json(value: Any) -> None:

@@ -46,8 +46,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the images are and how they are read."""
 
-    source: Literal["folder", "voc", "synthetic"] = Field(
-        "folder", description="layout of the data set: folder (images/ + masks/ + classes.txt), voc or synthetic"
+    source: Literal["folder", "voc", "cityscapes", "coco", "loveda", "potsdam", "synthetic"] = Field(
+        "folder",
+        description="layout of the data set: folder (images/ + masks/ + classes.txt), voc, cityscapes, coco, loveda, "
+        "potsdam or synthetic",
     )
     root: Path | None = Field(None, description="folder of the data set; --data sets it")
     split: str | None = Field(

@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from allspark.inference.predictor import Predictor
 
 
+_MARKS = {
+    "folder": ("images",),
+    "voc": ("JPEGImages", "VOC2012", "VOCdevkit/VOC2012"),
+    "cityscapes": ("leftImg8bit",),
+    "coco": ("train2017", "annotations/instances_train2017.json"),
+    "loveda": ("Train/Urban", "Train/Rural"),
+    "potsdam": ("2_Ortho_RGB", "tiles/images"),
+}
+
+
 def layout_of(root: Path) -> str:
-    """Tell a data set's layout from its folder."""
-    return "voc" if (root / "JPEGImages").is_dir() else "folder"
+    """Tell a data set's layout from what its folder holds."""
+    found = (name for name, marks in _MARKS.items() if any((root / mark).exists() for mark in marks))
+    return next(found, "folder")
 
 
 def data_config(data: Path, source: str | None) -> DataConfig:

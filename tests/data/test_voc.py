@@ -1,14 +1,18 @@
 """PASCAL VOC in its true layout, with the published lists."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from allspark.config import DataConfig
 from allspark.data import open_source
+from allspark.data.check import check
 from allspark.data.image import read_mask
 from allspark.data.layout import Layout, find_files, read_list
-from allspark.errors import DataError
+from allspark.data.reading import read_sample
+from allspark.errors import DataError, UserError
 
 
 @pytest.fixture
@@ -115,10 +119,58 @@ def test_the_fine_mask_goes_before_the_merged_one(devkit):
     assert source.labeled[1].mask == root / "SegmentationClass" / "2007_000001.png"
 
 
-def test_without_the_augmented_list_train_is_all_there_is(devkit):
-    (devkit / "VOC2012" / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
+def test_without_the_augmented_list_all_merged_masks_but_those_for_validation_train(devkit):
+    root = devkit / "VOC2012"
+    (root / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(root / "SegmentationClassAug" / "2007_000005.png")
     source = open_source(DataConfig(source="voc", root=devkit))
-    assert (ids(source.labeled), ids(source.unlabeled), ids(source.val)) == (["0", "1", "2"], [], ["5"])
+    assert (ids(source.labeled), ids(source.unlabeled), ids(source.val)) == (["0", "1", "2"], ["3", "4"], ["5"])
+
+
+def write_sbd(path, mask):
+    """A mask as SBD stores it."""
+    from scipy.io import savemat
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = {"Boundaries": np.zeros((20, 1), object), "Segmentation": mask, "CategoriesPresent": np.unique(mask)}
+    savemat(path, {"GTcls": fields}, do_compression=True)
+
+
+@pytest.mark.parametrize("home", ["VOC2012/benchmark_RELEASE/dataset", "benchmark_RELEASE/dataset", "SBD"])
+def test_masks_of_sbd_are_read_as_they_are_published(devkit, home, capsys):
+    root = devkit / "VOC2012"
+    for path in (root / "SegmentationClassAug").iterdir():
+        path.unlink()
+    (root / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
+    mask = np.arange(80, dtype=np.uint8).reshape(8, 10) % 21
+    for i in (0, 3, 4, 5):
+        write_sbd(devkit / home / "cls" / f"2007_{i:06d}.mat", mask)
+    lines = "JPEGImages/2007_{0:06d}.jpg SegmentationClass/2007_{0:06d}.png\n"
+    (devkit / "labeled.txt").write_text(lines.format(3) + lines.format(0))
+    source = open_source(DataConfig(source="voc", root=devkit, labeled=devkit / "labeled.txt"))
+    assert (ids(source.labeled), sorted(ids(source.unlabeled))) == (["3", "0"], ["1", "2", "4"])
+    assert ids(source.val) == ["5"]
+    assert source.labeled[0].mask.suffix == ".mat" and source.labeled[1].mask.suffix == ".png"  # the fine one first
+    _, read = read_sample(source.labeled[0], source, want_mask=True, max_pixels=100)
+    assert np.array_equal(read, mask)
+    for fast in (True, False):
+        report = check(source, crop=None, max_pixels=100, workers=1, fast=fast)
+        assert report.masks["labeled"] == 2 and not [f for f in report.findings if "mask" in f.kind]
+
+
+def test_a_damaged_mask_of_sbd_is_one_line(devkit, monkeypatch):
+    path = devkit / "SBD" / "cls" / "2007_000003.mat"
+    with pytest.raises(DataError, match="no such file"):
+        read_mask(path)
+    write_sbd(path, np.zeros((8, 10), np.uint8))
+    whole = path.read_bytes()
+    for damaged in (b"", b"x", whole[:100], whole[:150], whole[:-9]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="not a mask of SBD, or damaged"):
+            read_mask(path)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UserError, match=r"allspark\[sbd\]"):
+        read_mask(path)
 
 
 def test_fine_images_that_the_augmented_list_lacks_still_train(devkit):

@@ -416,7 +416,8 @@ def test_the_learning_rate_follows_the_number_of_images_an_update(config, tmp_pa
 
 
 def test_ohem_is_the_loss_of_labelled_images_only(config):
-    config = apply_overrides(config, ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"])
+    changes = ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"]
+    config = apply_overrides(config, changes)
     batch = TrainStream(open_source(config.data), config, want_unlabeled=True)[0]
     for name in METHODS:
         torch.manual_seed(0)

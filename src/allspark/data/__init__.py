@@ -3,7 +3,11 @@
 from collections.abc import Callable
 
 from allspark.config import DataConfig
+from allspark.data.cityscapes import open_cityscapes
+from allspark.data.coco import open_coco
 from allspark.data.folder import open_folder
+from allspark.data.loveda import open_loveda
+from allspark.data.potsdam import open_potsdam
 from allspark.data.source import Source
 from allspark.data.synthetic import open_synthetic
 from allspark.data.voc import open_voc
@@ -12,6 +16,10 @@ from allspark.errors import DataError
 SOURCES: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "voc": open_voc,
+    "cityscapes": open_cityscapes,
+    "coco": open_coco,
+    "loveda": open_loveda,
+    "potsdam": open_potsdam,
     "synthetic": open_synthetic,
 }
 

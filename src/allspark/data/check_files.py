@@ -193,6 +193,9 @@ def _decodes(path: Path, max_pixels: int) -> bool:
 
 def _size_in_head(path: Path, max_pixels: int) -> tuple[int, int]:
     """Width and height as shown, from the header alone."""
+    if path.suffix == ".mat":
+        mask = read_mask(path)
+        return mask.shape[1], mask.shape[0]
     try:
         with Image.open(path) as image:
             width, height = image.size

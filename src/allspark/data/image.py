@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from allspark.data.sbd import read_sbd
 from allspark.data.source import RGB
 from allspark.errors import DataError
 from allspark.files import atomic_write
@@ -64,7 +65,7 @@ def read_mask(
 
     Args:
         path: an index PNG, a palette PNG (its indices count, its colours do not), a black-and-white or 16-bit grey
-            image with values up to 255, or an RGB image if ``palette`` is given.
+            image with values up to 255, an RGB image if ``palette`` is given, or a .mat file of SBD.
         num_classes: given: other values than 0 .. num_classes - 1 and ``ignore`` are an error.
         palette: the colour of each class, for RGB masks; other colours become ``ignore``.
         code: the class id of each value 0, 1, 2, ... of the file; None: values are class ids.
@@ -74,21 +75,11 @@ def read_mask(
     Raises:
         DataError: as in :func:`read_image`, or the values are no classes. The message names file and values.
     """
-    with _opened(path, max_pixels) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in {"RGB", "RGBA"}:
-            if palette is None:
-                raise DataError(
-                    f"{path}: an RGB mask, but no colours are known for the classes; "
-                    "give every class its colour in classes.txt (id, name, R G B; tab-separated)"
-                )
-            mask = from_colours(np.asarray(image.convert("RGB")), palette, ignore)
-        else:
-            mask = _indices(image, path)
-            if code is not None:
-                table = np.arange(256, dtype=np.uint8)
-                table[: len(code)] = code
-                mask = table[mask]
+    mask = read_sbd(path) if path.suffix == ".mat" else _read_picture(path, palette, ignore, max_pixels)
+    if code is not None:
+        table = np.arange(256, dtype=np.uint8)
+        table[: len(code)] = code
+        mask = table[mask]
     if num_classes is not None:
         values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         wrong = [int(v) for v in values if v >= num_classes and v != ignore]
@@ -98,6 +89,19 @@ def read_mask(
                 f" and {ignore} for ignored pixels"
             )
     return mask
+
+
+def _read_picture(path: Path, palette: Sequence[RGB] | None, ignore: int, max_pixels: int) -> NDArray[np.uint8]:
+    with _opened(path, max_pixels) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode not in {"RGB", "RGBA"}:
+            return _indices(image, path)
+        if palette is None:
+            raise DataError(
+                f"{path}: an RGB mask, but no colours are known for the classes; "
+                "give every class its colour in classes.txt (id, name, R G B; tab-separated)"
+            )
+        return from_colours(np.asarray(image.convert("RGB")), palette, ignore)
 
 
 def from_colours(image: NDArray[np.uint8], palette: Sequence[RGB], ignore: int = IGNORE) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ class Layout:
         masks: mask file of each id.
         image_folder: where images were looked for.
         mask_folder: where masks were looked for.
+        advice: how masks get there, for messages.
     """
 
     root: Path
@@ -31,6 +32,7 @@ class Layout:
     masks: dict[str, Path]
     image_folder: Path
     mask_folder: Path
+    advice: str = "named like their image (masks/NAME.png for images/NAME.jpg)"
 
     def sample(self, name: str) -> Sample:
         """Return the sample of a known id."""
@@ -161,7 +163,8 @@ def divide(
         if missing and require_labels:
             looked = missing[0].mask or layout.mask_folder / f"{missing[0].id}.png"
             more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
-            raise DataError(f"{labeled_list}: {missing[0].id!r} is listed as labelled but has no mask {looked}{more}")
+            message = f"{labeled_list}: {missing[0].id!r} is listed as labelled but has no mask {looked}{more}"
+            raise DataError(f"{message}; {layout.advice}")
     else:
         labeled = [sample for sample in labeled if sample.id not in apart]
     taken = _ids(labeled) | apart
@@ -176,8 +179,8 @@ def divide(
         notes.append(f"{len(dropped)} validation images are kept out of training")
     if require_labels and not labeled:
         raise DataError(
-            f"no labelled image: looked for masks in {layout.mask_folder}, named like their image (masks/NAME.png for "
-            f"images/NAME.jpg); {len(layout.images)} images were found in {layout.image_folder}"
+            f"no labelled image: looked for masks in {layout.mask_folder}, {layout.advice}; "
+            f"{len(layout.images)} images were found in {layout.image_folder}"
         )
     return Parts(tuple(labeled), tuple(unlabeled), tuple(val), tuple(notes))
 

@@ -54,6 +54,7 @@ class Source:
         """Number of classes (the ignore value is not one)."""
         return len(self.classes)
 
+
 def code_of(mask: Path, codes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     """The class id of each value of a mask file, see ``Source.codes``; None where values are class ids."""
     return next((ids for ending, ids in codes.items() if mask.name.endswith(ending)), None)

@@ -7,6 +7,10 @@ _HERE = Path(__file__).parent
 RECIPES: dict[str, Path] = {
     "folder": _HERE / "folder.yaml",
     "voc": _HERE / "voc.yaml",
+    "cityscapes": _HERE / "cityscapes.yaml",
+    "coco": _HERE / "coco.yaml",
+    "loveda": _HERE / "loveda.yaml",
+    "potsdam": _HERE / "potsdam.yaml",
     "synthetic": _HERE / "synthetic.yaml",
 }
 """The recipes by name."""
