@@ -97,7 +97,9 @@ class ModelConfig(Section):
     """The network."""
 
     encoder: str = Field(
-        "mit-b5", description="mit-b0 .. mit-b5, a transformers hub name or local folder, or a model type (swin, ...)"
+        "mit-b5",
+        description="mit-b0 .. mit-b5, resnet-50, resnet-101, a transformers hub name or local folder, or a model type "
+        "(swin, ...)",
     )
     encoder_config: dict[str, Any] = Field(
         default_factory=dict, description="fields of the encoder's transformers configuration to change"
@@ -105,9 +107,18 @@ class ModelConfig(Section):
     pretrained: str = Field(
         "hub", description="encoder weights: hub, none, a transformers folder, or an NVlabs .pth file"
     )
+    output_stride: Literal[8, 16] | None = Field(
+        None,
+        description="ResNet encoders: pixels for one step on the last feature map, by dilation; null: as built (32)",
+    )
     drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
+    decoder: Literal["segformer", "deeplabv3plus"] = Field(
+        "segformer", description="from feature maps to logits: SegFormer's all-MLP head, or DeepLabV3+"
+    )
     decoder_channels: Positive | None = Field(
-        None, description="width of the head [channels]; null: 256 for encoders up to mit-b1's size, else 768"
+        None,
+        description="width of the decoder [channels]; null: 256 for deeplabv3plus and for encoders up to mit-b1's "
+        "size, else 768",
     )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
     bottleneck_heads: Positive = Field(2, description="heads of the channel attention (method allspark)")

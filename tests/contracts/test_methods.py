@@ -9,15 +9,17 @@ from allspark.types import IGNORE, LabeledBatch, Progress, TrainBatch, Unlabeled
 from tests.models.test_encoders import TINY
 
 
-def config(name, **method):
+def config(name, encoder="segformer", decoder="segformer", **method):
     return Config.model_validate(
         {
             "data": {"crop": (64, 96)},
             "model": {
-                "encoder": "segformer",
-                "encoder_config": TINY["segformer"],
+                "encoder": encoder,
+                "encoder_config": TINY[encoder],
                 "pretrained": "none",
+                "decoder": decoder,
                 "decoder_channels": 16,
+                "output_stride": 16 if encoder == "resnet" else None,
             },
             "method": {"name": name, "warmup_epochs": 1, **method},
         }
@@ -114,6 +116,25 @@ def test_saved_state_is_all_there_is(method):
     torch.testing.assert_close(
         method(data, Progress(1, 1, 10)).loss, other(data, Progress(1, 1, 10)).loss, rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("encoder", TINY)
+@pytest.mark.parametrize("decoder", ["segformer", "deeplabv3plus"])
+def test_every_method_learns_on_every_network(name, encoder, decoder):
+    torch.manual_seed(0)
+    method = build_method(config(name, encoder, decoder), 5).train()
+    data = batch()
+    for step in range(2):  # the second reads the memory
+        output = method(data, Progress(step, 1, 10))
+        output.loss.backward()
+    assert torch.isfinite(output.loss)
+    learned = [p for key, p in method.named_parameters() if key.startswith("segmenter.") and p.grad is not None]
+    assert all(torch.isfinite(p.grad).all() for p in learned)
+    parts = ("encoder", "decoder", *(["bottleneck"] if name == "allspark" else []))
+    named = dict(method.segmenter.named_parameters())
+    for part in parts:
+        assert any(p.grad is not None and p.grad.any() for key, p in named.items() if key.startswith(part)), part
 
 
 @pytest.mark.parametrize("options", [{"memory": False}, {"grouping": "off"}, {"grouping": "paper"}])

@@ -1,8 +1,17 @@
 """Any backbone that yields feature maps: same promises."""
 
+import json
+
 import pytest
 import torch
-from transformers import AutoConfig, SegformerConfig, SegformerModel, SwinBackbone
+from transformers import (
+    AutoConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SegformerConfig,
+    SegformerModel,
+    SwinBackbone,
+)
 
 from allspark.config import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
@@ -13,6 +22,7 @@ TINY = {
     "segformer": {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 5, 8]},
     "swin": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4},
     "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 2]},
     "dinov2": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2},
 }
 
@@ -97,10 +107,93 @@ def test_resolving_a_preset_changes_nothing():
         ({"encoder": "swim", "pretrained": "none"}, ConfigError, "cannot build 'swim'"),
         ({"encoder": "bert", "pretrained": "none"}, ConfigError, "no feature maps"),
         ({"encoder": "swin", "pretrained": "x.pth"}, ConfigError, "needs an encoder mit-b0"),
+        ({"encoder": "resnet-101"}, CheckpointError, "microsoft/resnet-101"),
+        ({"encoder": "mit-b0", "output_stride": 16, "pretrained": "none"}, ConfigError, "only ResNet"),
+        ({"encoder": "mit-b0", "encoder_config": {"depth": 3}}, ConfigError, "did you mean 'depths'?"),
+        ({"encoder": "swin", "encoder_config": {"xyzzy": 3}}, ConfigError, "swin has no field 'xyzzy'"),
+        ({"encoder": "mit-b0", "encoder_config": {"num_channels": 4}}, ConfigError, "images have 3 channels"),
     ],
 )
 def test_what_cannot_be_had_is_one_clear_line(kwargs, error, words, monkeypatch):
-    monkeypatch.setattr("allspark.models.encoders._hub_answers", lambda: False)
+    monkeypatch.setattr("allspark.models.hub._hub_answers", lambda: False)
     with pytest.raises(error) as caught:
         build_encoder(ModelConfig(**kwargs))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+RESNETS = {
+    "bottleneck": {"embedding_size": 4, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 3, 3]},
+    "basic": {"embedding_size": 4, "hidden_sizes": [4, 8, 12, 16], "depths": [1, 2, 3, 3], "layer_type": "basic"},
+    "stride in the 1x1": {
+        "embedding_size": 4,
+        "hidden_sizes": [8, 16, 24, 32],
+        "depths": [1, 1, 2, 3],
+        "downsample_in_bottleneck": True,
+    },
+}
+
+
+@pytest.mark.parametrize("sizes", RESNETS.values(), ids=RESNETS)
+@pytest.mark.parametrize(("stride", "expected"), [(None, (4, 8, 16, 32)), (16, (4, 8, 16, 16)), (8, (4, 8, 8, 8))])
+def test_strides_of_resnets(sizes, stride, expected):
+    config = ModelConfig(encoder="resnet", encoder_config=sizes, pretrained="none", output_stride=stride)
+    encoder = build_encoder(config).eval()
+    assert encoder.strides == expected
+    for size in ((65, 97), (64, 33), (1, 50)):
+        maps = encoder(torch.randn(1, 3, *size))
+        padded = encoder.padded_size(size)
+        assert [tuple(x.shape[2:]) for x in maps] == [tuple(-(-side // s) for side in padded) for s in expected]
+        assert tuple(maps[-1].shape[2:]) == encoder.grid(size)
+    assert encoder.padded_size((65, 97)) == (65, 97)  # convolutions take any size
+
+
+@pytest.mark.parametrize("sizes", [RESNETS["bottleneck"], RESNETS["basic"]], ids=["bottleneck", "basic"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_dilated_resnet_sees_what_the_strided_one_sees(sizes, stride):
+    """Dilation computes the strided network's maps at more places: every n-th place holds the same numbers."""
+    torch.manual_seed(0)
+    config = ModelConfig(encoder="resnet", encoder_config=sizes, pretrained="none")
+    strided = build_encoder(config).double().eval()
+    dilated = build_encoder(config.model_copy(update={"output_stride": stride})).double().eval()
+    dilated.load_state_dict(strided.state_dict())
+    image = torch.randn(1, 3, 257, 257, dtype=torch.float64)
+    for coarse, fine, s, t in zip(strided(image), dilated(image), strided.strides, dilated.strides, strict=True):
+        torch.testing.assert_close(fine[:, :, :: s // t, :: s // t], coarse, rtol=1e-10, atol=1e-12)
+
+
+def test_parameters_of_the_resnet_presets():
+    """ResNet-50 and ResNet-101 have 25.6 and 44.5 million parameters, 2.05 of them in the classifier left out here."""
+    for name, millions in {"resnet-50": 25.56 - 2.05, "resnet-101": 44.55 - 2.05}.items():
+        config = ModelConfig(encoder=name, pretrained="none", output_stride=16)
+        with torch.device("meta"):
+            encoder = build_encoder(config)
+        assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
+        assert encoder.channels == (256, 512, 1024, 2048) and encoder.grid((513, 513)) == (33, 33)
+        assert resolve_encoder(config) is config
+
+
+def test_weights_of_an_image_classifier_load_into_a_dilated_encoder(tmp_path):
+    torch.manual_seed(0)
+    saved = ResNetForImageClassification(ResNetConfig(**RESNETS["bottleneck"]))
+    saved.save_pretrained(tmp_path)
+    state = saved.resnet.state_dict()
+    for encoder in (str(tmp_path), "resnet"):
+        sizes = {} if encoder != "resnet" else RESNETS["bottleneck"]
+        config = ModelConfig(encoder=encoder, encoder_config=sizes, pretrained=str(tmp_path), output_stride=16)
+        body = build_encoder(config).body.state_dict()
+        assert set(body) == set(state)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in body.items())
+    resolved = resolve_encoder(config.model_copy(update={"encoder": str(tmp_path), "encoder_config": {}}))
+    assert resolved.encoder == "resnet" and build_encoder(resolved).strides == (4, 8, 16, 16)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_fields_that_a_hub_file_holds_and_transformers_no_longer_knows_do_no_harm(name, tmp_path):
+    """Old configuration files carry fields of older versions; a run saved from one opens again."""
+    encoder = build_encoder(tiny(name))
+    encoder.body.config.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text()) | {"of_an_old_version": True}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    resolved = resolve_encoder(ModelConfig(encoder=str(tmp_path), pretrained="none"))
+    assert "of_an_old_version" not in resolved.encoder_config
+    assert build_encoder(resolved).channels == encoder.channels

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -88,3 +89,63 @@ _PUBLISHED_NAMES = {
     "classifier.weight": "linear_pred.weight",
     "classifier.bias": "linear_pred.bias",
 }
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLabV3+ (Chen et al., ECCV 2018): dilated convolutions at several rates, then a finer map for the borders.
+
+    Args:
+        low_channels: of the first feature map.
+        high_channels: of the last one.
+        width: channels of the decoder.
+        num_classes: k.
+        rates: dilations of the three 3x3 convolutions: (6, 12, 18) at stride 16, twice that at stride 8.
+        dropout: whole channels dropped before the classifier.
+    """
+
+    def __init__(
+        self,
+        low_channels: int,
+        high_channels: int,
+        width: int,
+        num_classes: int,
+        rates: Sequence[int] = (6, 12, 18),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.pyramid = nn.ModuleList(
+            [_block(high_channels, width, 1), *(_block(high_channels, width, 3, rate) for rate in rates)]
+        )
+        self.pooled = _block(high_channels, width, 1)
+        self.project = _block((2 + len(rates)) * width, width, 1)
+        self.low = _block(low_channels, _LOW_WIDTH, 1)
+        self.fuse = nn.Sequential(_block(width + _LOW_WIDTH, width, 3), _block(width, width, 3))
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b k h w"]:
+        """Return logits (b, k, h1, w1) of features (b, c_i, h_i, w_i); the first and the last are used."""
+        low, high = features[0], features[-1]
+        pooled = self.pooled(high.mean((2, 3), keepdim=True)).expand(-1, -1, *high.shape[2:])
+        context = self.project(torch.cat([*(branch(high) for branch in self.pyramid), pooled], 1))
+        context = F.interpolate(context, low.shape[2:], mode="bilinear", align_corners=False)
+        fused = self.fuse(torch.cat([context, self.low(low)], 1))
+        logits: Tensor = self.classifier(self.dropout(fused))
+        return logits
+
+
+_LOW_WIDTH = 48  # channels of the first map, few, so that the last one prevails (section 4.1 there)
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes its running statistics where a batch has one value a channel: one image, pooled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+def _block(inputs: int, outputs: int, kernel: int, rate: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * rate, dilation=rate, bias=False)
+    return nn.Sequential(convolution, _BatchNorm(outputs), nn.ReLU(inplace=True))

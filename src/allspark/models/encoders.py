@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+import torch
 import torch.nn.functional as F
-from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PretrainedConfig, SegformerConfig, SegformerModel
-from transformers.utils import logging as transformers_logging
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    ResNetConfig,
+    SegformerConfig,
+    SegformerModel,
+)
 
 from allspark.config import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
+from allspark.models.dilation import dilate
+from allspark.models.hub import body_from_state, cached_or_hub, load_body
 from allspark.models.mix_ffn import save_gelu_memory
-from allspark.models.weights import mit_sizes, nvlabs_to_transformers, read_foreign
+from allspark.models.weights import mit_sizes, nvlabs_to_transformers
 
 _WIDE = (64, 128, 320, 512)
 MIT_PRESETS: dict[str, dict[str, Any]] = {
@@ -34,8 +39,17 @@ MIT_PRESETS: dict[str, dict[str, Any]] = {
 }
 """SegFormer's Mix Transformers (Xie et al. 2021, table 6); the other sizes are transformers' defaults."""
 
+RESNET_PRESETS: dict[str, dict[str, Any]] = {
+    "resnet-50": {"depths": (3, 4, 6, 3)},
+    "resnet-101": {"depths": (3, 4, 23, 3)},
+}
+"""ResNets (He et al. 2016, table 1), the stride in the 3x3 convolutions; the other sizes are transformers' defaults."""
+
+_HUB = {
+    **{name: f"nvidia/{name}" for name in MIT_PRESETS},
+    **{name: f"microsoft/{name}" for name in RESNET_PRESETS},
+}
 _STAGES = 4
-_OTHER_SIZE = "{source}: does not fit the encoder: its tensors have other sizes; is model.encoder the right one?"
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -99,15 +113,23 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
     body_config = _body_config(config)
     source = config.pretrained if load_weights else "none"
     if source == "hub":
-        if config.encoder not in MIT_PRESETS and "/" not in config.encoder and not Path(config.encoder).is_dir():
+        if config.encoder not in _HUB and "/" not in config.encoder and not Path(config.encoder).is_dir():
             raise ConfigError(
                 f"model.pretrained: hub has no weights for the bare model type {config.encoder!r}; "
                 "use none, a hub name, a local folder or an NVlabs .pth file"
             )
-        source = f"nvidia/{config.encoder}" if config.encoder in MIT_PRESETS else config.encoder
+        source = _HUB.get(config.encoder, config.encoder)
+    if config.output_stride is not None and not isinstance(body_config, ResNetConfig):
+        raise ConfigError(
+            f"model.output_stride: only ResNet encoders can be dilated, not {config.encoder!r}; set it to null"
+        )
     if isinstance(body_config, SegformerConfig):
-        return _mix_transformer(body_config, _load(SegformerModel, body_config, source))
-    body = _load(MODEL_FOR_BACKBONE_MAPPING[type(body_config)], body_config, source)
+        return _mix_transformer(body_config, load_body(SegformerModel, body_config, source))
+    body = load_body(MODEL_FOR_BACKBONE_MAPPING[type(body_config)], body_config, source)
+    if config.output_stride is not None:
+        dilate(body, config.output_stride)
+    if not hasattr(body_config, "patch_size"):
+        return Encoder(body, tuple(body.channels), *_measured(body, config.encoder))
     reductions = _reductions(body_config, len(body.channels))
     # DINOv2's patches must divide the image; the others pad by themselves, each in its own way.
     return Encoder(body, tuple(body.channels), reductions, multiple=reductions[-1])
@@ -120,7 +142,7 @@ def published_encoder(state: Mapping[str, Tensor], drop_path: float = 0.1) -> En
         CheckpointError: the layout is another one.
     """
     config = SegformerConfig(**mit_sizes(state), drop_path_rate=drop_path, **_NO_DROPOUT)
-    return _mix_transformer(config, _from_state(config, nvlabs_to_transformers(state), "published checkpoint"))
+    return _mix_transformer(config, body_from_state(config, nvlabs_to_transformers(state), "published checkpoint"))
 
 
 def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
@@ -139,10 +161,13 @@ def resolve_encoder(config: ModelConfig) -> ModelConfig:
 
     A hub name or a folder becomes the model type with all fields that differ from its defaults.
     """
-    if config.encoder in MIT_PRESETS or ("/" not in config.encoder and not Path(config.encoder).is_dir()):
+    if config.encoder in _HUB or ("/" not in config.encoder and not Path(config.encoder).is_dir()):
         return config
     body_config = _body_config(config)
-    fields = {key: value for key, value in body_config.to_diff_dict().items() if key not in _BOOKKEEPING}
+    known = _fields(body_config)
+    fields = {
+        key: value for key, value in body_config.to_diff_dict().items() if key in known and key not in _BOOKKEEPING
+    }
     return config.model_copy(
         update={
             "encoder": body_config.model_type,
@@ -171,8 +196,10 @@ def _body_config(config: ModelConfig) -> PretrainedConfig:
     try:
         if name in MIT_PRESETS:
             body = SegformerConfig(**{**MIT_PRESETS[name], **_NO_DROPOUT, **fields})
+        elif name in RESNET_PRESETS:
+            body = ResNetConfig(**{**RESNET_PRESETS[name], **fields})
         elif "/" in name or Path(name).is_dir():
-            body = _cached_or_hub(AutoConfig.from_pretrained, name, **fields)
+            body = cached_or_hub(AutoConfig.from_pretrained, name, **fields)
         else:
             body = AutoConfig.for_model(name, **fields)
     except CheckpointError:
@@ -180,9 +207,19 @@ def _body_config(config: ModelConfig) -> PretrainedConfig:
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"model.encoder: cannot build {name!r} ({reason}); use {', '.join(MIT_PRESETS)}, a transformers hub name, "
+            f"model.encoder: cannot build {name!r} ({reason}); use {', '.join(_HUB)}, a transformers hub name, "
             "a local folder, or a model type such as swin, convnext, dinov2"
         ) from error
+    known = _fields(body)
+    for key in fields:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise ConfigError(
+                f"model.encoder_config: {body.model_type} has no field {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    if getattr(body, "num_channels", 3) != 3:
+        raise ConfigError(f"model.encoder_config: num_channels is {body.num_channels}, but images have 3 channels")
     if hasattr(body, "drop_path_rate"):
         body.drop_path_rate = config.drop_path
     if not isinstance(body, SegformerConfig):
@@ -192,95 +229,9 @@ def _body_config(config: ModelConfig) -> PretrainedConfig:
     return body
 
 
-def _load(model: Any, config: PretrainedConfig, source: str) -> Any:
-    """Random weights for ``none``, else weights of an NVlabs file, a folder or the hub."""
-    if source == "none":
-        try:
-            return model(config)
-        except (IndexError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ConfigError(f"model.encoder_config: no network can be built from it ({reason})") from error
-    path = Path(source)
-    if path.suffix in {".pth", ".pt", ".bin"}:
-        if model is not SegformerModel:
-            raise ConfigError(f"model.pretrained: {source} is an NVlabs file and needs an encoder mit-b0 .. mit-b5")
-        return _from_state(config, nvlabs_to_transformers(read_foreign(path)), source)
-    try:
-        body, report = _cached_or_hub(model.from_pretrained, source, config=config, output_loading_info=True)
-    except RuntimeError as error:
-        raise CheckpointError(_OTHER_SIZE.format(source=source)) from error
-    missing = sorted(report["missing_keys"])
-    # Backbones may add norms of their own to a classifier's weights; SegFormer's encoder adds nothing.
-    if len(missing) > (0 if model is SegformerModel else len(body.state_dict()) // 2):
-        raise CheckpointError(
-            f"{source}: does not fit the encoder, {missing[0]} is missing (and {len(missing) - 1} more); "
-            "is model.encoder the right one?"
-        )
-    return body
-
-
-def _cached_or_hub(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Load from a folder or the hub's local cache without network; only then ask the hub."""
-    try:
-        with _quiet():
-            return load(name, local_files_only=True, **kwargs)
-    except OSError as error:
-        if not _hub_answers():
-            raise CheckpointError(_no_weights(name)) from error
-    try:
-        with _quiet():
-            return load(name, **kwargs)
-    except OSError as error:
-        raise CheckpointError(_no_weights(name)) from error
-
-
-def _hub_answers() -> bool:
-    """One quick try, because the hub's client goes on trying for a minute and a half."""
-    if getproxies():
-        return True  # a proxy decides
-    address = urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _from_state(config: SegformerConfig, state: dict[str, Tensor], source: str) -> SegformerModel:
-    try:
-        with _quiet():
-            body, report = SegformerModel.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True
-            )
-    except RuntimeError as error:
-        raise CheckpointError(_OTHER_SIZE.format(source=source)) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{source}: does not fit the encoder, {missing[0]} is missing (and {len(missing) - 1} more)"
-        )
-    return body
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off the terminal; what matters is raised."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
-
-
-def _no_weights(name: str) -> str:
-    return (
-        f"no weights for {name}: not a local folder, and the hub cannot be reached or does not have it; set "
-        "model.pretrained to a transformers folder, an NVlabs .pth file, a hub name (with network), or none"
-    )
+def _fields(config: PretrainedConfig) -> set[str]:
+    """Names of the fields that a model's configuration knows."""
+    return {*type(config)().to_dict(), *config.attribute_map}
 
 
 def _reductions(config: PretrainedConfig, count: int) -> tuple[int, ...]:
@@ -288,6 +239,24 @@ def _reductions(config: PretrainedConfig, count: int) -> tuple[int, ...]:
     patch = int(config.patch_size)
     hierarchical = hasattr(config, "depths")
     return tuple(patch * 2**i if hierarchical else patch for i in range(count))
+
+
+@torch.no_grad()
+def _measured(body: nn.Module, name: str) -> tuple[tuple[int, ...], int]:
+    """Strides of a backbone's feature maps, and the multiple that images must be padded to."""
+    even, odd = 256, 257
+    training = body.training
+    body.eval()
+    sides = {}
+    for side in (even, odd):
+        image = torch.zeros(1, 3, side, side, device=next(body.parameters()).device)
+        sides[side] = [x.shape[2] for x in body(image).feature_maps]
+    body.train(training)
+    strides = tuple(even // side for side in sides[even])
+    if any(stride * side != even for stride, side in zip(strides, sides[even], strict=True)):
+        raise ConfigError(f"model.encoder: the feature maps of {name!r} have no whole strides: {sides[even]} of {even}")
+    rounds_up = all(-(-odd // stride) == side for stride, side in zip(strides, sides[odd], strict=True))
+    return strides, 1 if rounds_up else strides[-1]
 
 
 def _products(strides: Any) -> list[int]:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allspark.config import Config
+from allspark.config import Config, ModelConfig
 from allspark.errors import CheckpointError
 from allspark.models.allspark import AllSparkBottleneck
-from allspark.models.decoders import SegformerHead
+from allspark.models.decoders import DeepLabV3Plus, SegformerHead
 from allspark.models.encoders import Encoder, build_encoder, published_encoder
 from allspark.types import Guide
 
@@ -27,7 +27,9 @@ class Segmenter(nn.Module):
         bottleneck: AllSpark, between the last feature map and the decoder; None: a plain network.
     """
 
-    def __init__(self, encoder: Encoder, decoder: SegformerHead, bottleneck: AllSparkBottleneck | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: SegformerHead | DeepLabV3Plus, bottleneck: AllSparkBottleneck | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.bottleneck = bottleneck
@@ -85,8 +87,7 @@ def build_segmenter(config: Config, num_classes: int, load_weights: bool = True)
     """
     model = config.model
     encoder = build_encoder(model, load_weights)
-    width = model.decoder_channels or (768 if sum(p.numel() for p in encoder.parameters()) > _LARGE else 256)
-    decoder = SegformerHead(encoder.channels, width, num_classes, model.decoder_dropout)
+    decoder = _build_decoder(model, encoder, num_classes)
     bottleneck = None  # drawn last, so that one seed gives all methods the same encoder and decoder
     if config.method.name == "allspark":
         bottleneck = AllSparkBottleneck(
@@ -99,6 +100,21 @@ def build_segmenter(config: Config, num_classes: int, load_weights: bool = True)
             grouping=config.method.grouping,
         )
     return Segmenter(encoder, decoder, bottleneck)
+
+
+def _build_decoder(model: ModelConfig, encoder: Encoder, num_classes: int) -> SegformerHead | DeepLabV3Plus:
+    if model.decoder == "deeplabv3plus":
+        rates = (12, 24, 36) if encoder.strides[-1] <= 8 else (6, 12, 18)
+        return DeepLabV3Plus(
+            encoder.channels[0],
+            encoder.channels[-1],
+            model.decoder_channels or 256,
+            num_classes,
+            rates,
+            model.decoder_dropout,
+        )
+    width = model.decoder_channels or (768 if sum(p.numel() for p in encoder.parameters()) > _LARGE else 256)
+    return SegformerHead(encoder.channels, width, num_classes, model.decoder_dropout)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
