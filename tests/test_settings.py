@@ -108,8 +108,8 @@ def test_file_fills_up_with_defaults(tmp_path):
         ("data:\n  lr: 0.1\n", ": unknown key data.lr: did you mean optim.lr?"),
         ("trian:\n  epochs: 3\n", ": unknown key trian: did you mean train?"),
         ("optim:\n  qqqq: 3\n", ": unknown key optim.qqqq: known are optim.lr, optim.head_multiplier,"),
-        ("data:\n  crop: wide\n", ": data.crop: expected a list like [1, 2], got wide"),
-        ("data:\n  crop: [96]\n", ": data.crop: expected one value more, got [96]"),
+        ("data:\n  crop: wide\n", ": data.crop: expected [height, width], or one number for a square, got wide"),
+        ("data:\n  crop: [96]\n", ": data.crop: expected [height, width], or one number for a square, got [96]"),
         ("data:\n  crop: [96, 0]\n", ": data.crop[1]: expected greater than or equal to 1, got 0"),
         ("optim:\n  lr: fast\n", ": optim.lr: expected a number, got fast"),
         ("method:\n  memory: maybe\n", ": method.memory: expected true or false, got maybe"),
@@ -202,7 +202,10 @@ def test_overrides_add_up_and_the_last_one_wins():
         ("data.crop=[1,", "--set data.crop=[1,"),
         ("data.batch_labeled=2.5", "data.batch_labeled: expected a whole number, got 2.5"),
         ("data.batch_labeled=0", "data.batch_labeled: expected greater than or equal to 1, got 0"),
-        ("data.source=vok", "expected 'folder', 'voc' or 'synthetic', got vok"),
+        (
+            "data.source=vok",
+            "expected 'folder', 'voc', 'cityscapes', 'coco', 'loveda', 'potsdam' or 'synthetic', got vok",
+        ),
         ("seed=!!python/name:os.system", "tags (!)"),
     ],
 )

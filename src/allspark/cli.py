@@ -40,6 +40,7 @@ ModeOption = Annotated[
     Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window (default: the run's)")
 ]
 
+_CTRL_C = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click's, depending on the version
 
 
@@ -47,9 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for wrong input, 130 or 143 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        return int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
+        status = int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
+        return _fail("interrupted", status) if status == _CTRL_C else status
     except UserError as error:
         return _fail(str(error), getattr(error, "exit_code", 2))
+    except typer.Abort:  # what older versions of typer make of Ctrl-C
+        return _fail("interrupted", _CTRL_C)
     except BrokenPipeError:  # `allspark config show voc | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -102,7 +106,7 @@ def check(
     source: SourceOption = None,
     crop: Annotated[int | None, typer.Option(min=1, help="training crop; warns of smaller images [pixels]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="threads that read (default: one a core)")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that read (default: one a core)")] = None,
 ) -> int:
     """Read every image and mask and report everything wrong at once.
 
@@ -115,7 +119,7 @@ def check(
     from allspark.terminal import counting, stdout
 
     config = data_config(data, source)
-    opened = open_source(config, require_labels=False)
+    opened = open_source(config, require_labels=False, tolerate=True)
     with counting("reading", "files") as progress:
         report = check_source(
             opened,
@@ -190,6 +194,7 @@ def train(
 def evaluate(
     run: RunArgument,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="another data set (default: the run's)")] = None,
+    source_name: SourceOption = None,
     split_name: Annotated[
         str, typer.Option("--split", metavar="NAME", help="val, train, a list file, or NAME for DATA/NAME.txt")
     ] = "val",
@@ -201,14 +206,16 @@ def evaluate(
     from allspark.data import open_source
     from allspark.engine.checkpoint import open_run
     from allspark.engine.evaluate import evaluate as score
-    from allspark.options import data_of_run, predictor, require_same_classes
+    from allspark.options import data_of_run, predictor, require_same_classes, to_score
     from allspark.terminal import counting, print_scores
 
     opened = open_run(run, checkpoint)
-    where = data_of_run(opened.config, data, split_name)
+    where = data_of_run(opened.config, data, split_name, source_name)
     source = open_source(where, require_labels=False)
     require_same_classes(opened.classes, source)
-    samples = source.labeled if split_name == "train" else source.val
+    samples, notes = to_score(source, where, split_name, another=data is not None)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     with counting("evaluating", "images") as progress:
         scores = score(
             predictor(opened, mode),
@@ -219,7 +226,7 @@ def evaluate(
             progress=progress,
         )
     if as_json:
-        head = {"run": str(run), "checkpoint": checkpoint, "split": split_name, "images": len(samples)}
+        head = {"run": str(run), "checkpoint": opened.checkpoint, "split": split_name, "images": len(samples)}
         _print_json(head | scores.to_json(opened.classes))
     else:
         print_scores(scores, opened.classes, len(samples))

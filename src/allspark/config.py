@@ -15,13 +15,16 @@ def _off(value: Any) -> Any:
 
 def _pair(value: Any) -> Any:
     """A single number stands for a square."""
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError("expected [height, width], or one number for a square")
+    return value
 
 
-Size = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
-    BeforeValidator(_pair),
-]
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Size = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 
 
 def _rising(value: tuple[float, float]) -> tuple[float, float]:
@@ -34,7 +37,6 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 Strength = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -65,7 +67,7 @@ class DataConfig(Section):
     crop: Size = Field((513, 513), description="training crop, height and width [pixels]; one number for a square")
     batch_labeled: Positive = Field(2, description="labelled crops a step [images]")
     batch_unlabeled: Positive = Field(2, description="unlabelled crops a step [images]")
-    workers: int = Field(2, ge=0, description="processes that read images; 0 reads in the main process")
+    workers: Count = Field(2, description="processes that read images; 0 reads in the main process")
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="what an unreadable image does in training: stop names it and ends, skip takes the next"
     )
@@ -141,7 +143,7 @@ class MethodConfig(Section):
         "cross-entropy", description="loss of labelled images: cross-entropy, or ohem (hard pixels only)"
     )
     ohem_threshold: Probability = Field(0.7, description="ohem: a pixel is hard up to this probability of its class")
-    ohem_min_kept: int = Field(200_000, ge=0, description="ohem: at least so many pixels of a batch count [pixels]")
+    ohem_min_kept: Count = Field(200_000, description="ohem: at least so many pixels of a batch count [pixels]")
 
 
 class OptimConfig(Section):
@@ -178,8 +180,9 @@ class TrainConfig(Section):
     begin_with: Path | None = Field(
         None, description="a run (its last checkpoint) or a checkpoint whose weights training begins with"
     )
-    health_images: int = Field(
-        16, ge=0, description="images of each kind that each validation watches the pseudo-labels on; 0: none"
+    health_images: Count = Field(
+        16,
+        description="images of each kind that each validation watches the pseudo-labels on; 0: none",
     )
 
 
@@ -198,7 +201,7 @@ class EvalConfig(Section):
 class Config(Section):
     """The complete configuration of a run."""
 
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of weights, sampling, views and dropout")
+    seed: int = Field(0, ge=0, strict=True, le=2**63 - 1, description="seed of weights, sampling, views and dropout")
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
     model: ModelConfig = ModelConfig()

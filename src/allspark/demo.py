@@ -17,6 +17,7 @@ from allspark.data.source import Source
 from allspark.engine.checkpoint import open_run
 from allspark.engine.evaluate import evaluate
 from allspark.engine.log import read_log
+from allspark.engine.run_folder import require_own
 from allspark.engine.train import train
 from allspark.engine.ui import RichUI
 from allspark.files import atomic_path
@@ -54,6 +55,7 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
         UserError: ``out`` holds runs with other settings.
     """
     console = console or Console()
+    require_own(out, ("data", *METHODS))
     configs = {name: _config(out, name, seed, steps) for name in METHODS}
     runs, predictions, seconds = {}, {}, {}
     for name, config in configs.items():

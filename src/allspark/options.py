@@ -12,7 +12,7 @@ from allspark.recipes import RECIPES
 from allspark.settings import apply_overrides, load_config, load_recipe
 
 if TYPE_CHECKING:
-    from allspark.data.source import Source
+    from allspark.data.source import Sample, Source
     from allspark.engine.checkpoint import Run
     from allspark.inference.predictor import Predictor
 
@@ -47,7 +47,7 @@ def data_config(data: Path, source: str | None) -> DataConfig:
     return config.data.model_copy(update={"root": data})
 
 
-def data_of_run(config: Config, data: Path | None, split: str) -> DataConfig:
+def data_of_run(config: Config, data: Path | None, split: str, source: str | None = None) -> DataConfig:
     """The data set that a run is evaluated on.
 
     Args:
@@ -55,14 +55,47 @@ def data_of_run(config: Config, data: Path | None, split: str) -> DataConfig:
         data: another data set, with its own lists; None: the run's.
         split: `val` or `train`, else a list file, or the name of one in the data set's folder (`test` for test.txt),
             whose images then stand where the validation images are.
+        source: layout of the other data set; None: told from its folder.
+
+    Raises:
+        ConfigError: there is no such layout, or a layout but no data set.
+        DataError: there is no such list.
     """
     changes: dict[str, object] = {}
     if data is not None:
         lists = {"split": None, "labeled": None, "unlabeled": None, "val": None}
-        changes = {"root": data, "source": layout_of(data), **lists}
-    if split not in {"val", "train"}:
-        changes["val"] = Path(split) if Path(split).is_file() else Path(split).with_suffix(".txt")
-    return config.data.model_copy(update=changes)
+        changes = {"root": data, "source": data_config(data, source).source, **lists}
+    elif source is not None:
+        raise ConfigError("--source belongs to --data: the run knows the layout of its own data set")
+    where = config.data.model_copy(update=changes)
+    if split in {"val", "train"}:
+        return where
+    root = where.root or Path()
+    for path in (Path(split), root / split, (root / split).with_suffix(".txt")):
+        if path.is_file():
+            return where.model_copy(update={"val": path})
+    known = ", ".join(sorted(path.name for path in root.glob("*.txt"))) or "none"
+    raise DataError(f"--split {split}: expected val, train, a list file, or the name of one in {root} (there: {known})")
+
+
+def to_score(
+    source: Source, config: DataConfig, split: str, *, another: bool
+) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """The images to score, and what the user should know of the choice.
+
+    Args:
+        source: the open data set.
+        config: how it was opened.
+        split: as for :func:`data_of_run`.
+        another: the data set is not the one that the run was trained on. All its masks may be scored then, if it has
+            no list of validation images.
+    """
+    if split == "train":
+        return source.labeled, ()
+    if another and config.source == "folder" and config.val is None and not (source.root / "val.txt").is_file():
+        samples = sorted((*source.labeled, *source.val), key=lambda sample: sample.id)
+        return tuple(samples), (f"no {source.root / 'val.txt'}: all {len(samples)} images with a mask are scored",)
+    return source.val, source.notes
 
 
 def require_same_classes(trained: Sequence[str], source: Source) -> None:

@@ -62,7 +62,7 @@ def one_line(text: str) -> str:
     [
         (["trian"], "did you mean 'train'"),
         (["train", "--recipie", "voc"], "--recipie"),
-        (["train"], "--recipe NAME (folder, voc, synthetic) or --config FILE"),
+        (["train"], "--recipe NAME (folder, voc, cityscapes, coco, loveda, potsdam, synthetic) or --config FILE"),
         (["train", "--recipe", "vok"], "did you mean voc?"),
         (["train", "--recipe", "voc", "--config", "a.yaml"], "exclude each other"),
         (["train", "--config", "none.yaml"], "none.yaml: no such file"),
@@ -77,7 +77,10 @@ def one_line(text: str) -> str:
         (["predict", "none", "a.png", "--out", "masks"], "none: not a run"),
         (["predict", "none"], "IMAGES"),
         (["check", "none"], "none: no such folder"),
-        (["check", ".", "--source", "vok"], "expected 'folder', 'voc' or 'synthetic', got vok"),
+        (
+            ["check", ".", "--source", "vok"],
+            "expected 'folder', 'voc', 'cityscapes', 'coco', 'loveda', 'potsdam' or 'synthetic', got vok",
+        ),
         (["check", "."], "images: no such folder"),
         (["split", ".", "--labeled", "1/8"], "images: no such folder"),
         (["split", "."], "--labeled"),
@@ -257,3 +260,37 @@ def test_output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_not():
     assert "Traceback" not in full.stderr
     closed = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True, timeout=60)
     assert closed.stderr == ""
+
+
+def test_a_folder_or_file_of_something_else_is_not_written_into(fails, tiny_folder, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for out, words in ((photos, "holds other files (holiday.jpg"), (tmp_path / "file", "a file, but a folder")):
+        assert words in fails("train", "--recipe", "folder", "--data", tiny_folder, "--out", out, *SET)
+        assert words in fails("demo", "--out", out, "--steps", "4")
+    assert [path.name for path in photos.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize("labeled", ["1e-3", "1e400", "nan", "-1", "1/0", "", "0.5.1"])
+def test_odd_numbers_of_labels_are_one_short_line(fails, tiny_folder, labeled):
+    assert "expected a fraction such as 1/8, or a number of images" in fails(
+        "split", tiny_folder, f"--labeled={labeled}", "--name", "x"
+    )
+
+
+def test_true_is_no_number(fails, tiny_folder, tmp_path):
+    for field in ("data.batch_labeled", "seed", "data.workers"):
+        message = fails("train", "--recipe", "folder", "--data", tiny_folder, "--out", tmp_path / "run", "--set",
+                        f"{field}=true")  # fmt: skip
+        assert f"{field}: expected a whole number, got true" in message
+
+
+def test_ctrl_c_outside_training_is_one_line(monkeypatch, tiny_folder, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("allspark.data.check.read_all", interrupted)
+    assert main(["check", str(tiny_folder)]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"

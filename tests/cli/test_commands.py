@@ -136,7 +136,29 @@ def test_eval_takes_any_list(run, tiny_folder, tmp_path, capsys):
         succeed("eval", run, "--json", "--data", moved, "--split", split)
         assert json.loads(capsys.readouterr().out)["images"] == images
     assert main(["eval", str(run), "--split", "tset"]) == 2
-    assert "no such list tset.txt" in capsys.readouterr().err
+    assert "--split tset: expected val, train, a list file, or the name of one" in capsys.readouterr().err
+
+
+def test_eval_of_another_folder_without_val_txt_scores_every_mask(run, tiny_folder, tmp_path, capsys):
+    moved = shutil.copytree(tiny_folder, tmp_path / "moved")
+    for name in ("val.txt", "train.txt"):
+        (moved / name).unlink()
+    succeed("eval", run, "--json", "--data", moved)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == len(list((moved / "masks").iterdir())) == 7
+    assert "all 7 images with a mask are scored" in captured.err
+    succeed("eval", run, "--json", "--data", moved, "--source", "folder", "--split", "train")
+    assert json.loads(capsys.readouterr().out)["images"] == 6  # of 7, one is held out for validation
+    assert main(["eval", str(run), "--source", "folder"]) == 2
+    assert "--source belongs to --data" in capsys.readouterr().err
+
+
+def test_eval_names_the_checkpoint_that_it_read(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoints" / "best.safetensors").unlink()
+    for folder, name in ((run, "best"), (copy, "last")):
+        succeed("eval", folder, "--json")
+        assert json.loads(capsys.readouterr().out)["checkpoint"] == name
 
 
 def test_predict_writes_masks_overlays_and_scores(run, tiny_folder, tmp_path, capsys):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from allspark.cli import main
 from allspark.config import DataConfig
 from allspark.data import check_files, open_source
 from allspark.data.check import Finding, Report, check
@@ -319,12 +320,12 @@ FAULTS: list[tuple[Fault, str, str, tuple[str, ...]]] = [
     (unlabelled_as_class, "values", "error", ("holds 3 (", "if 3 means unlabelled, write 255")),
     (grey_levels, "values", "error", ("grey levels", "0 -> 0, 127 -> 1, 254 -> 2")),
     (jpeg_masks, "values", "error", ("übung 0.jpg holds", "again as PNG")),
-    (coded_0_255, "coding", "error", ("looks like 0/255 coding", "7 masks", "divide the masks by 255", "python -c")),
+    (coded_0_255, "coding", "error", ("looks like 0/255 coding", "7 masks", "write 1 in its place", "python -c")),
     (
         coded_0_255_and_other_ignore,
         "values",
         "error",
-        ("0 to 1, 254", "holds 255 (50.00 %)", "divide the masks by 255"),
+        ("0 to 1, 254", "holds 255 (50.00 %)", "write 1 in its place"),
     ),
     (wide_values, "mask-form", "error", ("übung 0.png", "values up to 1000", "8-bit class id")),
     (rgb_without_colours, "rgb", "error", ("1 mask in RGB", "100.00 % in 9 8 7, 1 2 3", "classes.txt")),
@@ -582,3 +583,52 @@ def test_voc_mini_is_safe_and_lacks_the_vehicles(shared):
     assert report.counts["val"] == 70
     absent = [finding.summary for finding in report.findings if finding.kind == "absent"]
     assert any("aeroplane" in words for words in absent)
+
+
+def test_faults_of_the_layout_are_listed_with_all_others(sound, capsys):
+    """Not one at a time: no classes.txt, RGB masks, a damaged image, all in one report."""
+    root = sound.root
+    (root / "classes.txt").unlink()
+    save_rgb(sound.labeled[0].mask, [(9, 8, 7), (9, 8, 7), (1, 2, 3), (4, 4, 4)])
+    sound.labeled[1].image.write_bytes(b"x")
+    assert main(["check", str(root), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert {finding["kind"] for finding in report["findings"] if finding["level"] == "error"} == {
+        "layout",
+        "rgb",
+        "unreadable",
+    }
+    assert main(["check", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "classes.txt: no such file" in out and "not safe: 3 errors" in out
+
+
+def test_files_of_a_kind_that_nothing_reads_are_named(sound):
+    (sound.labeled[0].image.parent / "clip.GIF").write_bytes(b"GIF89a")
+    (sound.labeled[0].mask.parent / "mask.npy").write_bytes(b"x")
+    (sound.labeled[0].image.parent / "notes.txt").write_text("x")
+    finding = only(look(sound), "unread")
+    assert finding.level == "warning" and "2 files" in finding.summary and "(.GIF, .npy)" in finding.summary
+
+
+@pytest.mark.parametrize("role", ["labeled", "val"])
+def test_a_list_of_masks_without_any_class_is_an_error(sound, role):
+    for sample in getattr(sound, role):
+        save_mask(sample.mask, (255,))
+    assert only(look(sound), "all-blank").level == "error"
+
+
+def test_without_unlabelled_images_only_supervised_training_is_safe(sound, capsys):
+    for sample in sound.unlabeled:
+        sample.image.unlink()
+    assert main(["check", str(sound.root)]) == 0
+    assert "safe to train with method.name=supervised only" in capsys.readouterr().out
+
+
+def test_the_fix_of_0_255_masks_may_run_twice(sound):
+    source = coded_0_255(sound)
+    command = only(look(source), "coding").fix.split("`")[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], check=True, env=os.environ | {"PATH": path})
+    assert look(source).class_images["labeled"].tolist() == [4, 4]

@@ -11,6 +11,7 @@ from PIL import Image
 from allspark.config import DataConfig
 from allspark.data import open_source
 from allspark.data.layout import Layout, find_files, read_list
+from allspark.data.reading import read_sample
 from allspark.errors import DataError
 
 
@@ -267,7 +268,7 @@ def test_a_configured_unlabelled_list_is_freed_of_validation_images(root):
     (root / "rest.txt").write_text("bild 1\nbild 6\n")
     source = open_(root, unlabeled="rest.txt")
     assert ids(source.unlabeled) == ["bild 6"]
-    assert "1 validation images are kept out of training" in source.notes
+    assert "1 validation image is kept out of training" in source.notes
 
 
 @pytest.mark.parametrize(
@@ -344,3 +345,53 @@ def test_colours_of_all_or_of_none(root):
     assert source.classes == ("süßes Gras", "sky") and source.palette == ((1, 2, 3), (4, 5, 6))
     (root / "classes.txt").write_text("0\tgrass\t1 2 3\n1\tsky\n")
     assert open_(root).palette == ((0, 0, 0), (128, 0, 0))
+
+
+@pytest.mark.parametrize("lines", ["0,grass\n1,sky\n", "0 grass\n1 sky\n", "0: grass\n1: sky\n"])
+def test_numbers_before_names_without_tabs_are_refused(root, lines):
+    (root / "classes.txt").write_text(lines)
+    with pytest.raises(DataError, match=r"begin with a number; write the names alone"):
+        open_(root)
+    (root / "classes.txt").write_text("3D model\n2 wheels\n")  # names may begin with one
+    assert open_(root).classes == ("3D model", "2 wheels")
+
+
+def test_rgb_masks_are_read_wherever_they_stand(root):
+    (root / "classes.txt").write_text("0\tgrass\t1 2 3\n1\tsky\t4 5 6\n")
+    source = open_(root)
+    last = source.labeled[-1]
+    Image.new("RGB", (8, 6), (4, 5, 6)).save(last.mask)
+    _, mask = read_sample(last, open_(root), want_mask=True, max_pixels=100)
+    assert (mask == 1).all()
+
+
+def test_images_of_val_txt_do_not_train_where_another_list_is_validated_on(root):
+    (root / "val.txt").write_text("bild 0\nbild 1\n")
+    (root / "mine.txt").write_text("bild 1\n")
+    source = open_(root, val="mine.txt")
+    assert ids(source.val) == ["bild 1"]
+    assert "bild 0" not in ids((*source.labeled, *source.unlabeled))
+
+
+def test_an_image_of_both_lists_is_kept_out_of_training(root):
+    (root / "val.txt").write_text("bild 0\n")
+    (root / "train.txt").write_text("bild 0\nbild 1\nbild 2\n")
+    source = open_(root)
+    assert "bild 0" not in ids((*source.labeled, *source.unlabeled)) and ids(source.val) == ["bild 0"]
+    assert "1 of" in source.notes[0] and "train.txt too" in source.notes[0]
+
+
+def test_a_labelled_list_of_held_out_images_is_named(root):
+    held = open_(root).val
+    (root / "list.txt").write_text("".join(f"{sample.id}\n" for sample in held))
+    with pytest.raises(DataError, match=r"labelled images are held out for validation.*val\.txt; write one"):
+        open_(root, labeled="list.txt")
+
+
+def test_a_fault_of_the_layout_stops_all_but_who_asks_for_it(root):
+    (root / "classes.txt").unlink()
+    config = DataConfig(root=root)
+    with pytest.raises(DataError, match=r"classes\.txt: no such file"):
+        open_source(config, require_labels=False)
+    source = open_source(config, require_labels=False, tolerate=True)
+    assert len(source.faults) == 1 and source.labeled

@@ -179,4 +179,4 @@ def test_fine_images_that_the_augmented_list_lacks_still_train(devkit):
     (devkit / "few.txt").write_text("2007_000000\n")
     source = open_source(DataConfig(source="voc", root=devkit, labeled=devkit / "few.txt"))
     assert sorted(ids(source.unlabeled)) == ["1", "2", "3"]  # 5 is kept for validation
-    assert source.notes == ("1 validation images are kept out of training",)
+    assert source.notes == ("1 validation image is kept out of training",)

@@ -329,7 +329,7 @@ def test_what_cannot_work_leaves_nothing_behind(config, tmp_path, override, erro
 def test_two_runs_never_share_a_folder(config, tmp_path):
     out = tmp_path / "run"
     code = (
-        "from pathlib import Path\nfrom allspark.engine.session import claim\n"
+        "from pathlib import Path\nfrom allspark.engine.run_folder import claim\n"
         f"lock = claim(Path({str(out)!r}))\ninput('mine')"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

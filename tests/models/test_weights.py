@@ -67,9 +67,9 @@ class Payload:
     ("content", "words"),
     [
         (pickle.dumps({"model": Payload()}), "refused"),
-        (b"", "not a readable"),
-        (b"PK\x03\x04 not a zip", "not a readable"),
-        (b"\x00" * 100, "refused|not a readable"),
+        (b"", "damaged, or not a torch"),
+        (b"PK\x03\x04 not a zip", "damaged, or not a torch"),
+        (b"\x00" * 100, "refused|damaged, or not"),
     ],
 )
 def test_bad_files_are_named_and_execute_nothing(tmp_path, content, words, capsys):

@@ -24,12 +24,13 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
-def open_source(config: DataConfig, *, require_labels: bool = True) -> Source:
+def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bool = False) -> Source:
     """Open the data set that a configuration names; nothing is decoded yet.
 
     Args:
         config: source, root and lists.
         require_labels: False accepts a set in which nothing is labelled.
+        tolerate: True leaves it to the caller to read ``Source.faults``.
 
     Raises:
         DataError: the folder or a part of it is missing.
@@ -40,4 +41,7 @@ def open_source(config: DataConfig, *, require_labels: bool = True) -> Source:
         raise DataError("data.root is not set: say where the images are with --data DIR")
     if config.source != "synthetic" and not config.root.is_dir():
         raise DataError(f"{config.root}: no such folder (data.root, --data)")
-    return SOURCES[config.source](config, require_labels=require_labels)
+    source = SOURCES[config.source](config, require_labels=require_labels)
+    if source.faults and not tolerate:
+        raise DataError(source.faults[0])
+    return source

@@ -14,6 +14,7 @@ from allspark.data.check_findings import (
     Finding,
     duplicate_findings,
     file_findings,
+    layout_findings,
     list_findings,
     name_findings,
     orphan_findings,
@@ -157,14 +158,15 @@ def check(
 
 def _judge(seen: Sequence[Seen], source: Source, crop: tuple[int, int] | None, fast: bool) -> tuple[Finding, ...]:
     findings = [
+        *layout_findings(source),
         *list_findings(source),
         *file_findings(seen),
         *size_findings(seen, crop),
-        *value_findings(seen, source),
         *colour_findings(seen, source),
         *name_findings(source),
-        *class_findings(seen, source),
     ]
+    if not source.faults:  # else the classes are not known
+        findings += [*value_findings(seen, source), *class_findings(seen, source)]
     if not fast:
         findings += [*duplicate_findings(seen), *orphan_findings(source)]
     return tuple(sorted(findings, key=lambda finding: finding.level != "error"))

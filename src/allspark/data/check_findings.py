@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from allspark.data.check_files import Fault, Role, Seen
+from allspark.data.image import IMAGE_SUFFIXES
 from allspark.data.layout import find_files
 from allspark.data.source import Source
 from allspark.errors import DataError
 
+# Pictures and arrays that people have and that are not read.
+_UNREAD = {
+    *(".gif", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".svg", ".ppm", ".pgm", ".dcm", ".nii", ".raw"),
+    *(".dng", ".npy", ".npz", ".exr", ".hdr", ".psd", ".pdf"),
+}
 Level = Literal["error", "warning"]
 
 ROLE_NAMES: dict[Role, str] = {"labeled": "labelled", "val": "validation", "unlabeled": "unlabelled"}
@@ -47,6 +53,27 @@ class Finding:
         return f"{text}; {self.fix}" if self.fix else text
 
 
+def layout_findings(source: Source) -> Iterator[Finding]:
+    """What was wrong when the data set was opened, and files that nothing reads."""
+    for fault in source.faults:
+        what, _, fix = fault.partition("; ")
+        yield Finding("error", "layout", what, fix)
+    samples = (*source.labeled, *source.val, *source.unlabeled)
+    folders = {folder_of(sample.image, sample.id) for sample in samples}
+    folders |= {folder_of(sample.mask, sample.id) for sample in samples if sample.mask is not None}
+    unread = sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _UNREAD and not path.name.startswith(".") and path.is_file()
+    )
+    if unread:
+        kinds = ", ".join(sorted({path.suffix for path in unread}))
+        summary = f"{count(len(unread), 'file')} of a kind that is not read ({kinds})"
+        fix = f"save them as one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+        yield finding_of("warning", "unread", summary, fix, [Fault("unread", str(p), str(p)) for p in unread])
+
+
 def list_findings(source: Source) -> Iterator[Finding]:
     """Lists that are empty."""
     if not source.labeled:
@@ -56,7 +83,7 @@ def list_findings(source: Source) -> Iterator[Finding]:
         fix = "name some images with masks in val.txt (data.val)"
         yield Finding("warning", "no-val", "no validation image: no score can tell how good a run is", fix)
     if not source.unlabeled:
-        fix = "add images without masks, or train with method.name=supervised"
+        fix = "add images without masks, make lists with `allspark split`, or train with method.name=supervised"
         yield Finding("warning", "no-unlabeled", "no unlabelled image: only supervised training is possible", fix)
 
 

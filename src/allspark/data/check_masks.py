@@ -73,12 +73,12 @@ def _halve(source: Source, masks: Sequence[Seen]) -> str:
         if one.sample.mask is not None:
             folder, suffix = folder_of(one.sample.mask, one.sample.id), one.sample.mask.suffix
             break
-    code = (
-        "import sys, numpy as np; from pathlib import Path; from PIL import Image; "
-        f"[Image.fromarray(np.array(Image.open(f)) // 255).save(f) for f in Path(sys.argv[1]).rglob('*{suffix}')]"
+    code = (  # run twice, it does no harm
+        "import sys, numpy as np; from pathlib import Path; from PIL import Image; [Image.fromarray("
+        f"(np.array(Image.open(f)) > 0).astype('uint8')).save(f) for f in Path(sys.argv[1]).rglob('*{suffix}')]"
     )
     return (
-        f"if 255 is your object, divide the masks by 255, so that they hold 0 and 1: "
+        f"if 255 is your object, write 1 in its place, so that the masks hold 0 and 1: "
         f'`python -c "{code}" {shlex.quote(str(folder))}`; if 255 does mean ignored, add masks with other classes'
     )
 
@@ -129,6 +129,13 @@ def class_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
         faults = [Fault("blank", str(one.sample.mask), str(one.sample.mask)) for one in blank]
         summary = f"{count(len(faults), 'mask')} without a pixel of any class"
         yield finding_of("warning", "blank", summary, "check whether they were exported as they should be", faults)
+    roles: tuple[Role, ...] = ("labeled", "val")
+    for role in roles:
+        read = [one for one in seen if one.role == role and one.counts is not None]
+        if read and all(set(one.counts or ()) <= {source.ignore} for one in read):
+            what = f"no {ROLE_NAMES[role]} mask has a pixel of any class"
+            why = "nothing can be learned" if role == "labeled" else "no score can be told"
+            yield Finding("error", "all-blank", what, f"{why}: export the masks again, or name others")
     lists: tuple[tuple[Role, int], ...] = (("labeled", len(source.labeled)), ("val", len(source.val)))
     for role, expected in lists:
         masks = [one.counts for one in seen if one.role == role and one.counts is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,6 +37,7 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
         raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
     names: list[str] = []
     colours: list[RGB | None] = []
+    _require_tabs(path, lines)
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -61,6 +63,17 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
     if len(own) == len(names):
         return tuple(names), tuple(own), True
     return tuple(names), default_palette(len(names)), False
+
+
+def _require_tabs(path: Path, lines: Iterable[str]) -> None:
+    """Refuse `0,name` and the like, which would become a class of that name."""
+    plain = [line for line in lines if line.strip() and not line.startswith("#")]
+    numbered = [re.match(r"\s*(\d+)\s*[,;:.\s]\s*\S", line) for line in plain if "\t" not in line]
+    if len(numbered) > 1 and all(match and int(match[1]) == i for i, match in enumerate(numbered)):
+        raise DataError(
+            f"{path}: {plain[0].strip()!r} and the next lines begin with a number; write the names alone, one a line, "
+            "or `0<TAB>NAME<TAB>R G B` with tabs"
+        )
 
 
 def colours_in(masks: Iterable[Path]) -> list[RGB]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
 from allspark.config import DataConfig
 from allspark.data.classes import colours_in, is_rgb, read_classes
 from allspark.data.layout import Layout, configured_lists, divide, find_files, read_list
-from allspark.data.source import Sample, Source
+from allspark.data.source import RGB, Sample, Source, default_palette
 from allspark.errors import DataError
+from allspark.types import IGNORE
 
+_LOOKED_AT = 20  # masks whose headers are read before training; `allspark check` reads all
 _HELD_OUT = 5  # without val.txt, one labelled image of so many is held out
 
 
@@ -39,29 +44,47 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
     if not images:
         raise DataError(f"{root / 'images'}: holds no image (png, jpg, tif, webp or bmp)")
     layout = Layout(root, images, masks, root / "images", root / "masks")
-    names, palette, own_colours = read_classes(root / "classes.txt", masks.values())
-    first = [mask for mask, _ in zip(masks.values(), range(20), strict=False)]
-    coloured = [mask for mask in first if is_rgb(mask)]
-    if coloured and not own_colours:
-        colours = " | ".join(" ".join(map(str, colour)) for colour in colours_in(coloured)[:8])
-        raise DataError(
-            f"{coloured[0]}: an RGB mask, but {root / 'classes.txt'} gives no colours; write `0<TAB>NAME<TAB>R G B` a "
-            f"line, one a class; the first masks hold the colours {colours}"
-        )
+    names, palette, own_colours, faults = _classes(root / "classes.txt", list(masks.values()))
     _, _, val_list = configured_lists(config, root)
     train, labeled, val, notes = _own_division(layout, hold_out=val_list is None)
+    held_out = val_list is None and not (root / "val.txt").is_file()
     parts = divide(config, layout, train=train, labeled=labeled, val=val, require_labels=require_labels)
-    apart = {sample.id for sample in val} if notes else set()  # held out here: no list of the user's says otherwise
+    apart = {sample.id for sample in val} if held_out else set()  # no list of the user's says otherwise
+    labeled_apart = tuple(sample for sample in parts.labeled if sample.id not in apart)
+    if require_labels and not labeled_apart:
+        raise DataError(
+            f"all {len(parts.labeled)} labelled images are held out for validation, as there is no {root / 'val.txt'}; "
+            "write one, or name a list with data.val"
+        )
     return Source(
         root=root,
         classes=names,
         palette=palette,
-        labeled=tuple(sample for sample in parts.labeled if sample.id not in apart),
+        labeled=labeled_apart,
         unlabeled=parts.unlabeled,
         val=parts.val,
-        rgb_masks=bool(coloured),
+        rgb_masks=own_colours,
+        faults=faults,
         notes=(*notes, *parts.notes),
     )
+
+
+def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[RGB, ...], bool, tuple[str, ...]]:
+    """Names, colours, whether the colours are the file's own, and what is wrong with the file."""
+    try:
+        names, palette, own_colours = read_classes(path, masks)
+    except DataError as error:
+        names = tuple(f"value {value}" for value in range(IGNORE))  # so that the masks can be looked at all the same
+        return names, default_palette(IGNORE), False, (str(error),)
+    coloured = [] if own_colours else [mask for mask in masks[:_LOOKED_AT] if is_rgb(mask)]
+    if not coloured:
+        return names, palette, own_colours, ()
+    colours = " | ".join(" ".join(map(str, colour)) for colour in colours_in(coloured)[:8])
+    fault = (
+        f"{coloured[0]}: an RGB mask, but {path} gives no colours; write `0<TAB>NAME<TAB>R G B` a line, one a class; "
+        f"the first masks hold the colours {colours}"
+    )
+    return names, palette, own_colours, (fault,)
 
 
 def _own_division(
@@ -70,15 +93,19 @@ def _own_division(
     """Training, labelled and validation images as train.txt and val.txt say, or as the masks do."""
     notes: tuple[str, ...] = ()
     train_list, val_list = layout.root / "train.txt", layout.root / "val.txt"
+    val = list(read_list(val_list, layout)) if val_list.is_file() else []
+    apart = {sample.id for sample in val}  # not for training, even where another list is validated on
     train = list(read_list(train_list, layout)) if train_list.is_file() else layout.all()
+    both = [sample for sample in train if sample.id in apart] if train_list.is_file() else []
+    if both:
+        notes = (f"{len(both)} of {val_list} stand in {train_list} too: they are kept out of training",)
+    train = [sample for sample in train if sample.id not in apart]
     masked = [sample for sample in train if sample.mask is not None]
-    if val_list.is_file():
-        val = list(read_list(val_list, layout))
-    else:
+    if not val_list.is_file():
         order = np.random.default_rng(0).permutation(len(masked))
         held = sorted(order[: max(1, len(masked) // _HELD_OUT)].tolist()) if hold_out and len(masked) > 1 else []
         val = [masked[i] for i in held]
         if val:
             notes = (f"no {val_list}: {len(val)} of {len(masked)} labelled images are held out for validation",)
-    apart = {sample.id for sample in val}
+        apart = {sample.id for sample in val}
     return train, [sample for sample in masked if sample.id not in apart], val, notes

@@ -176,7 +176,8 @@ def divide(
         unlabeled = [sample for sample in train if sample.id not in taken]
     dropped = apart & _ids(listed)
     if dropped:
-        notes.append(f"{len(dropped)} validation images are kept out of training")
+        images = f"{len(dropped)} validation image{'s are' if len(dropped) > 1 else ' is'}"
+        notes.append(f"{images} kept out of training")
     if require_labels and not labeled:
         raise DataError(
             f"no labelled image: looked for masks in {layout.mask_folder}, {layout.advice}; "

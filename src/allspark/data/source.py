@@ -35,6 +35,7 @@ class Source:
         ignore: mask value (or, for RGB masks, colours outside the palette) that does not count.
         codes: how mask files are coded whose values are not class ids: the end of the file's name -> the class id (or
             ``ignore``) of each value 0, 1, 2, ...; values beyond are left as they are.
+        faults: what is wrong with the layout, found while opening; ``allspark check`` lists it, all others stop.
         notes: one line for each decision the user should know of (for example a held-out validation part).
     """
 
@@ -47,6 +48,7 @@ class Source:
     rgb_masks: bool = False
     ignore: int = IGNORE
     codes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

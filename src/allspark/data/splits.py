@@ -58,7 +58,8 @@ def make_split(
     count = _count(labeled, len(everything))
     if count > len(candidates):
         raise UserError(
-            f"--labeled {labeled}: {count} of {len(everything)} images, but only {len(candidates)} have masks"
+            f"--labeled {labeled}: {count} of {len(everything)} training images, but only {len(candidates)} have "
+            "masks; ask for fewer, or add masks"
         )
     order = sorted(candidates, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
     missing: tuple[str, ...] = ()
@@ -77,10 +78,13 @@ def make_split(
 
 
 def _count(text: str, total: int) -> int:
+    wrong = f"--labeled {text}: expected a fraction such as 1/8, or a number of images"
+    if not set(text) <= set("0123456789./"):
+        raise UserError(wrong)  # Fraction knows 1e-3 and 1e400 too
     try:
         share = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"--labeled {text}: expected a fraction such as 1/8, or a number of images") from error
+        raise UserError(wrong) from error
     count = round(share * total) if "/" in text or "." in text else int(share)
     if "/" in text or "." in text:
         if not 0 < share <= 1:

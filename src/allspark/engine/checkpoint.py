@@ -46,6 +46,7 @@ class Run:
     config: Config
     classes: tuple[str, ...]
     palette: tuple[RGB, ...]
+    checkpoint: Literal["best", "last"]
     meta: dict[str, Any]
 
 
@@ -134,7 +135,7 @@ def open_run(run: Path, which: Literal["best", "last"] = "best") -> Run:
     """
     path = checkpoint_path(run, which)
     if which == "best" and not path.is_file():
-        path = checkpoint_path(run, "last")
+        which, path = "last", checkpoint_path(run, "last")
     if not path.is_file():
         raise CheckpointError(f"{run}: not a run (no {checkpoint_path(run, 'last')}); give the folder of `train --out`")
     checkpoint = load_checkpoint(path)
@@ -147,7 +148,7 @@ def open_run(run: Path, which: Literal["best", "last"] = "best") -> Run:
     segmenter = build_segmenter(config, len(meta["classes"]), load_weights=False)
     load_model(segmenter, checkpoint, path)
     palette = tuple((r, g, b) for r, g, b in meta["palette"])
-    return Run(segmenter.eval(), config, tuple(meta["classes"]), palette, meta)
+    return Run(segmenter.eval(), config, tuple(meta["classes"]), palette, which, meta)
 
 
 def load_model(segmenter: Segmenter, checkpoint: Checkpoint, path: Path) -> None:

@@ -14,7 +14,8 @@ import transformers
 
 import allspark
 from allspark.data.partitions import partition_of
-from allspark.engine.session import Session, fingerprints
+from allspark.engine.run_folder import fingerprints
+from allspark.engine.session import Session
 from allspark.errors import DataError
 from allspark.files import atomic_write
 

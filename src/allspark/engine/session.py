@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,27 +27,17 @@ from allspark.engine.checkpoint import (
     begin_with,
     checkpoint_path,
     describe,
-    load_checkpoint,
     load_model,
     model_tensors,
 )
 from allspark.engine.optim import build_optimizer
+from allspark.engine.run_folder import absolute, fingerprints, require_same, require_same_images, sweep
 from allspark.engine.ui import TrainUI
 from allspark.errors import CheckpointError, ConfigError, DataError
-from allspark.files import lock_folder
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.encoders import resolve_encoder
-from allspark.settings import differences, save_config
-
-# Settings that a resumed run may change: where and how it runs, or what it does about trouble. (What the lists of
-# images hold is compared by itself, see _require_same_images.)
-_FREE = {
-    *("data.root", "data.source", "data.split", "data.labeled", "data.unlabeled", "data.val", "data.workers"),
-    *("data.max_pixels", "data.on_bad_image", "model.pretrained", "optim.clip_norm", "eval.batch"),
-    *("train.device", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.health_images"),
-    "train.begin_with",
-}
+from allspark.settings import save_config
 
 
 @dataclass
@@ -95,7 +84,7 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
     config = config.model_copy(update={"model": resolve_encoder(config.model)})
     building = config
     if checkpoint is not None:
-        _require_same(checkpoint, config, out, ui)
+        require_same(checkpoint, config, out, ui)
         # All weights come from the checkpoint: the hub or the file that the run began with need not be at hand.
         building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     source = open_source(config.data)
@@ -129,8 +118,8 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
 def begin_record(session: Session) -> None:
     """Write the configuration into the run's folder, which is claimed by now, and say what begins."""
     config, source, out, ui = session.config, session.source, session.out, session.ui
-    save_config(_absolute(config), out / "config.yaml")
-    _sweep(out)
+    save_config(absolute(config), out / "config.yaml")
+    sweep(out)
     partition = partition_of(config.data.source, source)
     ui.note(
         f"{config.method.name} on {session.accelerator.device}: {len(source.labeled)} labelled, "
@@ -160,63 +149,6 @@ def _checksum(method: Method) -> str:
         for tensor in part.state_dict().values():
             total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
-
-
-def _absolute(config: Config) -> Config:
-    """The configuration with the data set's place written out, so that it holds from any folder."""
-    root = config.data.root
-    assert root is not None
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root.resolve()})})
-
-
-def claim(out: Path) -> IO[str]:
-    """Make the folder of the run, and keep other processes from it until the returned file is closed.
-
-    Raises:
-        ConfigError: another process trains there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        return lock_folder(out)
-    except OSError as error:
-        if error.errno not in {errno.EACCES, errno.EAGAIN}:
-            raise
-        raise ConfigError(
-            f"{out}: another process is training in this folder; wait for it, or choose another --out"
-        ) from error
-
-
-def look_at(out: Path, resume: bool) -> Checkpoint | None:
-    """Refuse to mix runs: a folder that holds one is resumed on request only.
-
-    Returns:
-        The checkpoint to go on from; None: there is none (yet), the run starts at step 0.
-
-    Raises:
-        ConfigError: there is a run, but ``resume`` is False.
-        CheckpointError: the run's checkpoint is damaged or gone.
-    """
-    path = checkpoint_path(out, "last")
-    if resume and path.is_file():
-        checkpoint = load_checkpoint(path)
-        if not {"state", "images", "config"} <= checkpoint.meta.keys():
-            raise CheckpointError(f"{path}: holds no state of a training; start a new run with another --out")
-        return checkpoint
-    best = checkpoint_path(out, "best")
-    if resume and best.is_file():
-        raise CheckpointError(
-            f"{path}: gone, though {best} is there; bring it back, or start a new run with another --out"
-        )
-    if not resume and (path.is_file() or best.is_file()):
-        raise ConfigError(f"{out}: already holds a run; go on with --resume, or choose another --out")
-    return None
-
-
-def _sweep(out: Path) -> None:
-    """Remove the temporary files of writes that a killed run left unfinished."""
-    for folder in (out, out / "checkpoints"):
-        for debris in folder.glob(".*.tmp"):
-            debris.unlink(missing_ok=True)
 
 
 def _fast_check(source: Source, config: Config, ui: TrainUI) -> None:
@@ -261,7 +193,7 @@ def meta(session: Session) -> dict[str, Any]:
     """What a checkpoint says beside its tensors."""
     scaler = session.accelerator.scaler  # of fp16's loss; None otherwise
     return {
-        **describe(_absolute(session.config), session.source),
+        **describe(absolute(session.config), session.source),
         "images": fingerprints(session.source),
         "scaler": None if scaler is None else scaler.state_dict(),
         "state": asdict(session.state),
@@ -290,7 +222,7 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
     """Take everything back from a checkpoint."""
     path = checkpoint_path(session.out, "last")
     load_model(session.method.segmenter, checkpoint, path)
-    _require_same_images(checkpoint, session.source, path)
+    require_same_images(checkpoint, session.source, path)
     if session.accelerator.scaler is not None:
         session.accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])
     try:
@@ -309,35 +241,3 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
     watched = checkpoint.tensors.get("health.watched")
     session.watched = None if watched is None else watched.numpy()
     session.state = State(**checkpoint.meta["state"])
-
-
-def fingerprints(source: Source) -> dict[str, list[int]]:
-    """Number and checksum of the names of each list of images."""
-    lists = {"labeled": source.labeled, "unlabeled": source.unlabeled, "val": source.val}
-    return {
-        name: [len(samples), zlib.crc32("\n".join(sample.id for sample in samples).encode("utf-8", "surrogateescape"))]
-        for name, samples in lists.items()
-    }
-
-
-def _require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> None:
-    """Refuse to go on with other images: the stream of batches would not be the one that the run began with."""
-    for name, found in fingerprints(source).items():
-        then = checkpoint.meta["images"][name]
-        if found != then:
-            raise ConfigError(
-                f"{path}: cannot be resumed, data.{name} held {then[0]} images and holds {found[0]} now"
-                f"{', others' * (found[0] == then[0])}; restore the old list or start a new run with another --out"
-            )
-
-
-def _require_same(checkpoint: Checkpoint, config: Config, out: Path, ui: TrainUI) -> None:
-    """Refuse to go on with settings that would make it another experiment."""
-    then = Config.model_validate(checkpoint.meta["config"])
-    for name, old, new in differences(then, _absolute(config)):
-        if name not in _FREE:
-            raise ConfigError(
-                f"{checkpoint_path(out, 'last')}: cannot be resumed with {name} = {new}, it was trained with {old}; "
-                "take the old value, or start a new run with another --out"
-            )
-        ui.note(f"note: goes on with {name} = {new}, before it was {old}")

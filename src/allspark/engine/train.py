@@ -19,7 +19,8 @@ from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
 from allspark.engine.log import RunLog
 from allspark.engine.optim import poly, set_lr
 from allspark.engine.result import peak_memory, write_result
-from allspark.engine.session import Session, State, begin_record, claim, look_at, meta, open_session, tensors
+from allspark.engine.run_folder import claim, look_at
+from allspark.engine.session import Session, State, begin_record, meta, open_session, tensors
 from allspark.engine.signals import Interrupted, StopRequest
 from allspark.engine.ui import Silent, TrainUI
 from allspark.engine.validation import validate

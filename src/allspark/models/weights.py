@@ -47,10 +47,10 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused, it holds more than tensors or is no torch checkpoint") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable torch checkpoint ({' '.join(str(error).split())[:120]})"
-        ) from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: a folder; give the .pth file") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a torch checkpoint ({type(error).__name__})") from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
