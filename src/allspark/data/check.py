@@ -20,6 +20,7 @@ from allspark.data.check_findings import (
     orphan_findings,
     size_findings,
     smaller_than,
+    unread_findings,
 )
 from allspark.data.check_masks import class_findings, colour_findings, value_findings
 from allspark.data.source import RGB, Source
@@ -168,7 +169,7 @@ def _judge(seen: Sequence[Seen], source: Source, crop: tuple[int, int] | None, f
     if not source.faults:  # else the classes are not known
         findings += [*value_findings(seen, source), *class_findings(seen, source)]
     if not fast:
-        findings += [*duplicate_findings(seen), *orphan_findings(source)]
+        findings += [*duplicate_findings(seen), *orphan_findings(source), *unread_findings(source)]
     return tuple(sorted(findings, key=lambda finding: finding.level != "error"))
 
 

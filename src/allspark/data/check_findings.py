@@ -54,10 +54,14 @@ class Finding:
 
 
 def layout_findings(source: Source) -> Iterator[Finding]:
-    """What was wrong when the data set was opened, and files that nothing reads."""
+    """What was wrong when the data set was opened."""
     for fault in source.faults:
         what, _, fix = fault.partition("; ")
         yield Finding("error", "layout", what, fix)
+
+
+def unread_findings(source: Source) -> Iterator[Finding]:
+    """Pictures and arrays beside the images and masks that are of no kind that is read."""
     samples = (*source.labeled, *source.val, *source.unlabeled)
     folders = {folder_of(sample.image, sample.id) for sample in samples}
     folders |= {folder_of(sample.mask, sample.id) for sample in samples if sample.mask is not None}
