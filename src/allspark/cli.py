@@ -40,6 +40,10 @@ ModeOption = Annotated[
     Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window (default: the run's)")
 ]
 
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, help="start so many processes on this machine, one a GPU or on the CPU")
+]
+
 _CTRL_C = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click's, depending on the version
 
@@ -51,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         status = int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
         return _fail("interrupted", status) if status == _CTRL_C else status
     except UserError as error:
-        return _fail(str(error), getattr(error, "exit_code", 2))
+        status = getattr(error, "exit_code", 2)
+        return status if error.quiet else _fail(str(error), status)
     except typer.Abort:  # what older versions of typer make of Ctrl-C
         return _fail("interrupted", _CTRL_C)
     except BrokenPipeError:  # `allspark config show voc | head`
@@ -69,6 +74,11 @@ def _fail(message: str, status: int = 2) -> int:
     head = "error: " if status == 2 else ""  # an interrupted run made no mistake
     print(head + " ".join(message.splitlines()), file=sys.stderr)
     return status
+
+
+def _main_process() -> bool:
+    """Whether this process, of those that torchrun or ``--processes`` started, talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _version(wanted: bool) -> None:
@@ -171,15 +181,22 @@ def train(
     labeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the labelled images")] = None,
     unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on exactly where the run in --out stopped")] = False,
-) -> None:
-    """Train: one process, on a GPU if there is one, else on the CPU.
+    processes: ProcessesOption = 1,
+) -> int:
+    """Train, on a GPU if there is one, else on the CPU.
 
-    Writes the complete configuration, a log and the checkpoints `last` and `best` into --out.
+    Writes the complete configuration, a log and the checkpoints `last` and `best` into --out. Several processes
+    (--processes, torchrun, accelerate launch) share each update: each has data.batch_labeled + data.batch_unlabeled
+    images of it, and all hold the same network and the same memory.
     """
+    from allspark.engine.launch import follow_parent, launch, launched
     from allspark.options import chosen
 
     paths = {"root": data, "labeled": labeled, "unlabeled": unlabeled}
     config, out = chosen(recipe, config_file, out, resume, overrides or [], paths)
+    if processes > 1 and not launched():
+        return launch(sys.argv[1:], processes)
+    follow_parent()
 
     from allspark.engine.train import train as run_training
     from allspark.engine.ui import RichUI
@@ -187,7 +204,10 @@ def train(
 
     if resume and not (out / "checkpoints").is_dir():
         typer.echo(f"note: nothing to go on with in {out}, a new run begins", err=True)
-    print_result(run_training(config, out, resume=resume, ui=RichUI(stderr())))
+    result = run_training(config, out, resume=resume, ui=RichUI(stderr()))
+    if _main_process():
+        print_result(result)
+    return 0
 
 
 @app.command("eval")

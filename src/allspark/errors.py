@@ -2,7 +2,12 @@
 
 
 class UserError(ValueError):
-    """Something in the user's input is wrong: the message names the value, what was expected and the fix."""
+    """Something in the user's input is wrong: the message names the value, what was expected and the fix.
+
+    ``quiet``: another process of the same training shows it.
+    """
+
+    quiet = False
 
 
 class ConfigError(UserError):

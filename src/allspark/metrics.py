@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from allspark.distributed import summed
 from allspark.errors import DataError
 from allspark.types import IGNORE
 
@@ -100,6 +101,10 @@ class ConfusionMatrix:
         cell.masked_fill_(target == IGNORE, k * k)
         # Not torch.bincount: on CUDA it copies the minimum and the maximum to the host; this is also faster on CPU.
         self._counts.index_add_(0, cell.flatten(), self._one.expand(cell.numel()))
+
+    def add_up(self) -> None:
+        """Add the counts of all processes, so that each has the sum."""
+        self._counts = summed(self._counts)
 
     def scores(self) -> Scores:
         """Compute the scores of all pixels so far.

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 
-from allspark.engine import session as session_module
 from allspark.engine import train as train_module
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.log import read_log
@@ -180,14 +179,14 @@ def test_a_moved_data_set_is_taken(config, tmp_path, tiny_folder, monkeypatch):
 
 def test_the_loss_scale_of_fp16_goes_on(config, tmp_path, monkeypatch):
     """A scaler on the CPU stands in for the GPU's: powers of two change no result, and its count is kept."""
-    plain = session_module._accelerator
+    plain = train_module.start_processes
 
     def scaled(config):
         accelerator = plain(config)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
         return accelerator
 
-    monkeypatch.setattr(session_module, "_accelerator", scaled)
+    monkeypatch.setattr(train_module, "start_processes", scaled)
     train(config, tmp_path / "whole")
     stop_after(monkeypatch, 2)
     with pytest.raises(Interrupted):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from allspark.data.image import normalize
 from allspark.data.loading import eval_items
 from allspark.data.source import Sample, Source
+from allspark.distributed import everyone, processes, rank, together
 from allspark.errors import CheckpointError, DataError
 from allspark.inference.predictor import Predictor
 from allspark.metrics import ConfusionMatrix, Scores
@@ -50,17 +51,22 @@ def evaluate(
     """
     _check(predictor, samples, source)
     confusion = ConfusionMatrix(source.num_classes, predictor.device)
+    mine = samples[rank() :: processes()]  # each image once, and no padding
     done = 0
     # closed at once when a prediction fails, so that no reader is left behind
-    with closing(eval_items(samples, source, workers=workers, max_pixels=max_pixels, on_bad=on_bad)) as items:
+    with (
+        together(),
+        closing(eval_items(mine, source, workers=workers, max_pixels=max_pixels, on_bad=on_bad)) as items,
+    ):
         for group in _groups(predictor, items):
             images = torch.from_numpy(np.stack([normalize(image) for image, _ in group]))
             masks = torch.from_numpy(np.stack([mask for _, mask in group]))
             confusion.update(predictor.labels(images), masks)
             done += len(group)
             if progress is not None:
-                progress(done, len(samples))
-    if not done:
+                progress(done, len(mine))
+    confusion.add_up()
+    if not sum(everyone(done)):
         raise DataError(f"{source.root}: none of the {len(samples)} images to evaluate can be used")
     scores = confusion.scores()
     if np.isnan(scores.miou):

@@ -10,11 +10,12 @@ from typing import IO
 
 from allspark.config import Config
 from allspark.data.source import Source
+from allspark.distributed import processes
 from allspark.engine.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
-from allspark.engine.ui import TrainUI
+from allspark.engine.ui import Silent, TrainUI
 from allspark.errors import CheckpointError, ConfigError
 from allspark.files import lock_folder
-from allspark.settings import differences
+from allspark.settings import apply_overrides, differences
 
 # Settings that a resumed run may change: where and how it runs, or what it does about trouble. (What the lists of
 # images hold is compared by itself, see _require_same_images.)
@@ -73,6 +74,37 @@ def look_at(out: Path, resume: bool) -> Checkpoint | None:
     return None
 
 
+def same_update(config: Config, then: int, now: int, ui: TrainUI) -> Config:
+    """A configuration for another number of processes whose updates have the same images.
+
+    Fewer micro-batches make up for more processes, else smaller ones do.
+
+    Raises:
+        ConfigError: that does not come out even.
+    """
+    if then == now:
+        return config
+    data, accumulate = config.data, config.optim.accumulate
+    parts = {"optim.accumulate": accumulate, "data.batch_labeled": data.batch_labeled}
+    parts["data.batch_unlabeled"] = data.batch_unlabeled
+    if accumulate * then % now == 0:
+        changed = {"optim.accumulate": accumulate * then // now}
+    else:
+        changed = {name: size * then // now for name, size in parts.items() if name != "optim.accumulate"}
+        if any(parts[name] * then != size * now for name, size in changed.items()):
+            had = ", ".join(f"{name}={value}" for name, value in parts.items())
+            raise ConfigError(
+                f"the run was trained by {then} process{'es' * (then > 1)} with {had}: {now} cannot have updates "
+                "of the same size; resume with another number of processes"
+            )
+    what = ", ".join(f"{name} {parts[name]} -> {size}" for name, size in changed.items())
+    ui.note(
+        f"note: goes on with {now} process{'es' * (now > 1)}, before there were {then}: {what}. An update has the same "
+        "images; dropout and rounding differ"
+    )
+    return apply_overrides(config, [f"{name}={size}" for name, size in changed.items()])
+
+
 def require_own(out: Path, own: Collection[str] = _OWN) -> None:
     """Refuse a folder that holds files, but none of this program's.
 
@@ -127,7 +159,8 @@ def require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> N
 def require_same(checkpoint: Checkpoint, config: Config, out: Path, ui: TrainUI) -> None:
     """Refuse to go on with settings that would make it another experiment."""
     then = Config.model_validate(checkpoint.meta["config"])
-    for name, old, new in differences(then, absolute(config)):
+    before, now = checkpoint.meta.get("processes", 1), processes()
+    for name, old, new in differences(same_update(then, before, now, Silent()), absolute(config)):
         if name not in _FREE:
             raise ConfigError(
                 f"{checkpoint_path(out, 'last')}: cannot be resumed with {name} = {new}, it was trained with {old}; "

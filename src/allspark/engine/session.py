@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from allspark.data.check import check
 from allspark.data.loading import steps_per_epoch
 from allspark.data.partitions import partition_of
 from allspark.data.source import Source
+from allspark.distributed import everyone, synchronise_norms, together
 from allspark.engine.checkpoint import (
     Checkpoint,
     begin_with,
@@ -31,7 +33,15 @@ from allspark.engine.checkpoint import (
     model_tensors,
 )
 from allspark.engine.optim import build_optimizer
-from allspark.engine.run_folder import absolute, fingerprints, require_same, require_same_images, sweep
+from allspark.engine.run_folder import (
+    absolute,
+    fingerprints,
+    look_at,
+    require_same,
+    require_same_images,
+    same_update,
+    sweep,
+)
 from allspark.engine.ui import TrainUI
 from allspark.errors import CheckpointError, ConfigError, DataError
 from allspark.methods import build_method
@@ -78,10 +88,36 @@ class Session:
     class_pixels: dict[str, Tensor] = field(default_factory=dict)  # those of the unread steps, (k,)
     watched: NDArray[np.uint8] | None = None  # pseudo-labels of the watched images at the last validation
 
+    @property
+    def main(self) -> bool:
+        """Whether this is the one process that writes files and talks to the user."""
+        return bool(self.accelerator.is_main_process)
 
-def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: TrainUI) -> Session:
-    """Open the data, build the network, and bring both to where the checkpoint stood."""
+
+def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerator, ui: TrainUI) -> Session:
+    """Open the data, build the network, and bring both to where the run's checkpoint stood.
+
+    Raises:
+        UserError: see :func:`allspark.engine.train.train`.
+    """
+    with together():
+        checkpoint = look_at(out, resume)
+        session = _build(config, out, checkpoint, accelerator, ui)
+    method = synchronise_norms(session.method, accelerator.device)
+    session.wrapped, session.optimizer = accelerator.prepare(method, session.optimizer)
+    with together():
+        if checkpoint is not None:
+            _restore(session, checkpoint)
+        elif not session.main:  # dropout must not be the same in all processes
+            torch.manual_seed(_process_seed(config.seed, accelerator.process_index))
+    return session
+
+
+def _build(config: Config, out: Path, checkpoint: Checkpoint | None, accelerator: Accelerator, ui: TrainUI) -> Session:
+    """Everything that needs no other process."""
     config = config.model_copy(update={"model": resolve_encoder(config.model)})
+    if checkpoint is not None:
+        config = same_update(config, checkpoint.meta.get("processes", 1), accelerator.num_processes, ui)
     building = config
     if checkpoint is not None:
         require_same(checkpoint, config, out, ui)
@@ -89,7 +125,6 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
         building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     source = open_source(config.data)
     _fast_check(source, config, ui)
-    accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
     if checkpoint is None and config.train.begin_with is not None:
@@ -104,15 +139,11 @@ def open_session(config: Config, out: Path, checkpoint: Checkpoint | None, ui: T
         )
     optim = _scaled(config, accelerator.num_processes, ui)
     optimizer = build_optimizer(method, optim)
-    wrapped, prepared = accelerator.prepare(method, optimizer)
     epoch = steps_per_epoch(source, config, accelerator.num_processes)
     total = max(1, math.ceil(config.train.epochs * epoch))
-    session = Session(
-        config, out, source, accelerator, method, wrapped, prepared, optim, State(initial=initial), epoch, total, ui
+    return Session(
+        config, out, source, accelerator, method, method, optimizer, optim, State(initial=initial), epoch, total, ui
     )
-    if checkpoint is not None:
-        _restore(session, checkpoint)
-    return session
 
 
 def begin_record(session: Session) -> None:
@@ -121,8 +152,10 @@ def begin_record(session: Session) -> None:
     save_config(absolute(config), out / "config.yaml")
     sweep(out)
     partition = partition_of(config.data.source, source)
+    processes = session.accelerator.num_processes
+    several = f", {processes} processes" if processes > 1 else ""
     ui.note(
-        f"{config.method.name} on {session.accelerator.device}: {len(source.labeled)} labelled, "
+        f"{config.method.name} on {session.accelerator.device.type}{several}: {len(source.labeled)} labelled, "
         f"{len(source.unlabeled)} unlabelled, {len(source.val)} validation images"
         f"{f' (the published partition {partition})' if partition else ''}; {session.total} steps of "
         f"{session.steps_per_epoch} an epoch; writing to {out}"
@@ -171,14 +204,22 @@ def _fast_check(source: Source, config: Config, ui: TrainUI) -> None:
         ui.note(f"note: {line}")
 
 
-def _accelerator(config: Config) -> Accelerator:
-    """Accelerate's view of the machine; a second run in one process may choose anew."""
+def start_processes(config: Config) -> Accelerator:
+    """Accelerate's view of the machine, in which all processes have found each other; a second run may choose anew."""
     wanted, precision = config.train.device, config.train.precision
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device is cuda, but torch sees no GPU; use auto or cpu")
     on_cpu = wanted == "cpu" or not torch.cuda.is_available()
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if not on_cpu and place >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{place + 1} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; start one a GPU, "
+            "or set train.device=cpu"
+        )
     if on_cpu and precision == "fp16":
         raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view"):
+        warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
@@ -195,13 +236,14 @@ def meta(session: Session) -> dict[str, Any]:
     return {
         **describe(absolute(session.config), session.source),
         "images": fingerprints(session.source),
+        "processes": session.accelerator.num_processes,
         "scaler": None if scaler is None else scaler.state_dict(),
         "state": asdict(session.state),
     }
 
 
 def tensors(session: Session) -> dict[str, Tensor]:
-    """Network, method state, momentum and random states."""
+    """Network, method state and momentum."""
     tensors = model_tensors(session.method.segmenter)
     for name, tensor in session.method.state_dict().items():
         if not name.startswith("segmenter."):
@@ -212,10 +254,24 @@ def tensors(session: Session) -> dict[str, Tensor]:
             tensors[f"momentum.{names[id(parameter)]}"] = memory["momentum_buffer"]
     if session.watched is not None:
         tensors["health.watched"] = torch.from_numpy(session.watched)
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if session.accelerator.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(session.accelerator.device)
     return tensors
+
+
+def random_states(session: Session) -> dict[str, Tensor]:
+    """The random states of all processes; all call this together."""
+    device = session.accelerator.device
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    return {_rng(kind, number): state for number, states in enumerate(everyone(own)) for kind, state in states.items()}
+
+
+def _rng(kind: str, number: int) -> str:
+    return f"rng.{kind}" + (f".{number}" if number else "")
+
+
+def _process_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=(2, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _restore(session: Session, checkpoint: Checkpoint) -> None:
@@ -233,11 +289,16 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
         named = dict(session.method.named_parameters())
         for name, buffer in checkpoint.part("momentum.").items():
             session.optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name])
-        torch.set_rng_state(checkpoint.tensors["rng.cpu"])
+        number = session.accelerator.process_index
+        if number and _rng("cpu", number) not in checkpoint.tensors:  # the run had fewer processes
+            torch.manual_seed(_process_seed(session.config.seed + checkpoint.meta["state"]["step"], number))
+        else:
+            torch.set_rng_state(checkpoint.tensors[_rng("cpu", number)])
     except KeyError as error:
         raise CheckpointError(f"{path}: {error} is missing; it cannot be resumed") from error
-    if session.accelerator.device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
-        torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], session.accelerator.device)
+    cuda = checkpoint.tensors.get(_rng("cuda", number))
+    if session.accelerator.device.type == "cuda" and cuda is not None:
+        torch.cuda.set_rng_state(cuda, session.accelerator.device)
     watched = checkpoint.tensors.get("health.watched")
     session.watched = None if watched is None else watched.numpy()
     session.state = State(**checkpoint.meta["state"])

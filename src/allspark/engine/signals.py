@@ -15,13 +15,22 @@ from allspark.errors import UserError
 class Interrupted(UserError):
     """A run was asked to stop and has saved itself. ``exit_code`` is the shell's: 130 or 143."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, *, quiet: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.quiet = quiet
+
+
+_EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    _EXIT_CODES[signal.SIGUSR1] = 143
 
 
 class StopRequest:
-    """While it is entered, SIGINT and SIGTERM only set ``exit_code``; a second SIGINT interrupts at once."""
+    """While it is entered, signals that end a run only set ``exit_code``; a second SIGINT interrupts at once.
+
+    SIGUSR1 is what SLURM is usually told to send some time before a job's end (``--signal=USR1@120``).
+    """
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
@@ -29,7 +38,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _EXIT_CODES:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -42,4 +51,4 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.exit_code = 128 + number
+        self.exit_code = _EXIT_CODES[number]

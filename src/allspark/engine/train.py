@@ -6,21 +6,33 @@ import math
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from allspark.config import Config
 from allspark.data.loading import train_batches
+from allspark.distributed import FAILED, GO, agree, connected, processes, raise_together, summed, together
 from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
 from allspark.engine.log import RunLog
 from allspark.engine.optim import poly, set_lr
 from allspark.engine.result import peak_memory, write_result
-from allspark.engine.run_folder import claim, look_at
-from allspark.engine.session import Session, State, begin_record, meta, open_session, tensors
+from allspark.engine.run_folder import claim
+from allspark.engine.session import (
+    Session,
+    State,
+    begin_record,
+    meta,
+    open_session,
+    random_states,
+    start_processes,
+    tensors,
+)
 from allspark.engine.signals import Interrupted, StopRequest
 from allspark.engine.ui import Silent, TrainUI
 from allspark.engine.validation import validate
@@ -52,15 +64,23 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
         UserError: the input is wrong (one line), or a loss is not finite.
         Interrupted: the run was asked to stop, and has written a checkpoint.
     """
-    ui = ui or Silent()
-    checkpoint = look_at(out, resume)
-    session = open_session(config, out, checkpoint, ui)
+    accelerator = start_processes(config)
+    with connected():
+        return _train(config, out, resume, accelerator, ui)
+
+
+def _train(config: Config, out: Path, resume: bool, accelerator: Accelerator, ui: TrainUI | None) -> TrainResult:
+    ui = ui if ui is not None and accelerator.is_main_process else Silent()
+    session = open_session(config, out, resume, accelerator, ui)
     state = session.state
     if state.step >= session.total:
         ui.note(f"{out}: finished already, {state.step} of {session.total} steps")
         return TrainResult(out, state.step, state.best, state.last)
-    with closing(claim(out)):
-        begin_record(session)
+    with ExitStack() as claimed:
+        with together():
+            if session.main:
+                claimed.enter_context(closing(claim(out)))
+                begin_record(session)
         _run(session)
     return TrainResult(out, state.step, state.best, state.last)
 
@@ -68,29 +88,35 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
 def _run(session: Session) -> None:
     """From where the session stands to the end, or to a request to stop."""
     state, out = session.state, session.out
-    with (
-        StopRequest() as stop,
-        RunLog(out, state.step, session.source.classes) as log,
-        _showing(session),
-    ):
+    with StopRequest() as stop, ExitStack() as opened:
+        log = None
+        with together():
+            if session.main:
+                log = opened.enter_context(RunLog(out, state.step, session.source.classes))
+        opened.enter_context(_showing(session))
         with closing(_batches(session)) as batches:
-            _loop(session, batches, log, stop)
-        if state.step < session.total:
+            exit_code = _loop(session, batches, log, stop)
+        if exit_code != GO:
             _save_last(session)
-            again = f"allspark train --out {shlex.quote(str(out))} --resume"
+            count = session.accelerator.num_processes
+            again = f"allspark train --out {shlex.quote(str(out))} --resume" + (
+                f" --processes {count}" if count > 1 else ""
+            )
             message = f"stopped after step {state.step} of {session.total}; go on with: {again}"
-            raise Interrupted(message, stop.exit_code or 0)
-        write_result(session)
+            raise Interrupted(message, exit_code, quiet=not session.main)
+        with together():
+            if session.main:
+                write_result(session)
 
 
-def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
-    """Train until all steps are done or a stop is asked for."""
+def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog | None, stop: StopRequest) -> int:
+    """Train until all steps are done or a stop is asked for; returns GO, or the exit status of the stop."""
     state, every = session.state, session.config.train
-    while state.step < session.total and stop.exit_code is None:
+    while state.step < session.total:
         with _timed(state):
-            parts = _next_parts(session, batches, stop)
-            if parts is None:
-                return
+            parts, verdict = _next_parts(session, batches, stop)
+            if verdict != GO:
+                return verdict
             _update(session, parts)
             at_end = state.step == session.total
             epoch, rest = divmod(state.step, session.steps_per_epoch)
@@ -103,27 +129,34 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog, stop: St
         if at_end or (epoch_done and epoch % every.eval_every == 0):
             try:
                 validate(session, log)
-            except DataError:
+            except (UserError, OSError):
                 _save_last(session)  # what is wrong with a validation image costs no training
                 raise
         if epoch_done or state.step % every.checkpoint_every == 0:
             _save_last(session)
         session.ui.advance(state.step)
+    return GO
 
 
-def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopRequest) -> list[TrainBatch] | None:
-    """The micro-batches of the next step; None if the run is to stop and its readers already have.
+def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopRequest) -> tuple[list[TrainBatch], int]:
+    """The micro-batches of the next step; or the exit status of a stop, which any of the processes may ask for.
 
-    A termination signal usually reaches all processes of a job, and the readers end at once. All parts are read before
-    the step touches any state, so that the state between two steps can still be saved: nothing is lost by a bad image.
+    All parts are read, in all processes, before the step touches any state, so that the state between two steps can
+    still be saved: nothing is lost by a bad image.
     """
-    try:
-        return [next(batches) for _ in range(session.config.optim.accumulate)]
-    except DataError:
-        if stop.exit_code is not None:
-            return None
+    parts: list[TrainBatch] = []
+    error = None
+    if stop.exit_code is None:
+        try:
+            parts = [next(batches) for _ in range(session.config.optim.accumulate)]
+        except DataError as caught:
+            error = caught
+    # A termination signal usually reaches all processes of a job, and the readers end at once: that is no error.
+    verdict = agree(stop.exit_code or (GO if error is None else FAILED))
+    if verdict == FAILED:
         _save_last(session)
-        raise
+        raise_together(error)
+    return parts, verdict
 
 
 def _update(session: Session, parts: list[TrainBatch]) -> None:
@@ -162,26 +195,37 @@ def _settle(session: Session) -> None:
     """
     if not session.unread:
         return
-    state, table = session.state, torch.stack([values for *_, values in session.unread]).tolist()
-    for (step, ids, names, _), values in zip(session.unread, table, strict=True):
-        if not math.isfinite(values[0]):
-            last = checkpoint_path(session.out, "last")
-            way = f"the checkpoint {last} is good: go on with --resume" if last.is_file() else "begin again with"
-            raise UserError(
-                f"the loss is {values[0]} in step {step} (images {', '.join(ids)}); {way} --set optim.clip_norm=1, "
-                "or take a lower optim.lr in a new run"
-            )
+    own = torch.stack([values for *_, values in session.unread])
+    _require_finite(session, own[:, 0])
+    state, table = session.state, (summed(own) / processes()).tolist()
+    for (_, _, names, _), values in zip(session.unread, table, strict=True):
         for name, value in zip(names, values, strict=True):
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.count += 1
-    for name, pixels in session.class_pixels.items():
+    for name, pixels in sorted(session.class_pixels.items()):
         sums = state.class_pixels.get(name, [0] * len(pixels))
-        state.class_pixels[name] = [a + b for a, b in zip(sums, pixels.tolist(), strict=True)]
+        state.class_pixels[name] = [a + b for a, b in zip(sums, summed(pixels).tolist(), strict=True)]
     session.unread.clear()
     session.class_pixels.clear()
 
 
-def _log_means(session: Session, log: RunLog) -> None:
+def _require_finite(session: Session, losses: Tensor) -> None:
+    """Stop all processes at the first loss, of any of them, that is not a number."""
+    error = None
+    for (step, ids, *_), loss in zip(session.unread, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            last = checkpoint_path(session.out, "last")
+            way = f"the checkpoint {last} is good: go on with --resume" if last.is_file() else "begin again with"
+            error = UserError(
+                f"the loss is {loss} in step {step} (images {', '.join(ids)}); {way} --set optim.clip_norm=1, "
+                "or take a lower optim.lr in a new run"
+            )
+            break
+    if agree(GO if error is None else FAILED) == FAILED:
+        raise_together(error)
+
+
+def _log_means(session: Session, log: RunLog | None) -> None:
     """Write the means since the last row."""
     state, data = session.state, session.config.data
     means = {name: total / state.count for name, total in state.sums.items() if name != "time"}
@@ -195,14 +239,19 @@ def _log_means(session: Session, log: RunLog) -> None:
         "seconds": state.seconds,
     }
     state.sums, state.count = {}, 0
-    log.write(row)
+    with together():
+        if log is not None:
+            log.write(row)
     session.ui.row(row)
 
 
 def _save_last(session: Session) -> None:
     _settle(session)
     session.state.peak_memory = max(session.state.peak_memory, peak_memory(session.accelerator.device))
-    save_checkpoint(checkpoint_path(session.out, "last"), tensors(session), meta(session))
+    states = random_states(session)
+    with together():
+        if session.main:
+            save_checkpoint(checkpoint_path(session.out, "last"), tensors(session) | states, meta(session))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from allspark.distributed import together
 from allspark.engine import health
 from allspark.engine.checkpoint import checkpoint_path, model_tensors, save_checkpoint
 from allspark.engine.evaluate import evaluate
@@ -12,7 +13,7 @@ from allspark.engine.session import Session, meta
 from allspark.inference.predictor import Predictor
 
 
-def validate(session: Session, log: RunLog) -> None:
+def validate(session: Session, log: RunLog | None) -> None:
     """Score the validation images, keep the network if it is the best so far, and see whether training is well."""
     state, config, source = session.state, session.config, session.source
     predictor = Predictor(session.method.segmenter, config.eval, session.accelerator.device)
@@ -31,11 +32,14 @@ def validate(session: Session, log: RunLog) -> None:
         row |= {**scores.to_json(source.classes), "best": best}
         if best:
             state.best, state.best_step = scores.miou, state.step
-            save_checkpoint(
-                checkpoint_path(session.out, "best"), model_tensors(session.method.segmenter), meta(session)
-            )
-    _examine(session, predictor, row)
-    log.write(row)
+    with together():
+        if log is None:  # another process writes
+            return
+        if row.get("best"):
+            best_path = checkpoint_path(session.out, "best")
+            save_checkpoint(best_path, model_tensors(session.method.segmenter), meta(session))
+        _examine(session, predictor, row)
+        log.write(row)
     session.ui.row(row)
 
 

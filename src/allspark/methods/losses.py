@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allspark.config import MethodConfig
+from allspark.distributed import mean_count
 from allspark.types import IGNORE
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -32,10 +33,11 @@ def cross_entropy(logits: Float[Tensor, "b k H W"], target: Int[Tensor, "b H W"]
         target: (b, H, W), class ids or IGNORE.
 
     Returns:
-        A scalar. (Torch's own mean is NaN where every pixel is ignored.)
+        A scalar. (Torch's own mean is NaN where every pixel is ignored.) Where several processes train, the pixels of
+        all of them are counted: their mean of this is the mean over all pixels, as one process would compute it.
     """
     total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-    return total / (target != IGNORE).sum().clamp(min=1)
+    return total / mean_count((target != IGNORE).sum()).to(total.dtype)
 
 
 def ohem_cross_entropy(
@@ -44,7 +46,7 @@ def ohem_cross_entropy(
     """Cross-entropy over the hard pixels (online hard example mining, Shrivastava et al., CVPR 2016).
 
     Hard are pixels whose own class has a probability of at most ``threshold``. At least the ``min_kept`` hardest pixels
-    of the batch count (more where some are equally hard; all where there are no more).
+    of the batch, each process for its own, count (more where some are equally hard; all where there are no more).
 
     Args:
         logits: (b, k, H, W).

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from allspark.distributed import gathered
 from allspark.errors import CheckpointError
 from allspark.models.attention import channel_attention
 from allspark.types import Guide
@@ -236,14 +237,18 @@ class AllSparkBottleneck(nn.Module):
         return F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
 
     def _source(self, unlabeled: Tensor, guide: Guide, grid: Grid) -> Tensor:
-        """What labelled channels are reborn from, (s, c, n); the memory is written before it is read."""
+        """What labelled channels are reborn from, (s, c, n); the memory is written before it is read.
+
+        Unlabelled images of the batch are those of all processes, so that every memory holds the same.
+        """
+        source = gathered(unlabeled)
         if self.memory is None:
-            return unlabeled
+            return source
         with torch.no_grad():
             off = self.grouping == "off"
             classes = None if off else group_channels(unlabeled, guide.class_scores, grid, self.grouping)
-        self.memory.write(unlabeled, classes, grid)
-        return self.memory.read(grid) if guide.read_memory else unlabeled
+        self.memory.write(source, None if classes is None else gathered(classes), grid)
+        return self.memory.read(grid) if guide.read_memory else source
 
     @classmethod
     def from_reference(cls, state: Mapping[str, Tensor], dropout: float = 0.1) -> AllSparkBottleneck:
