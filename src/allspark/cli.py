@@ -182,7 +182,7 @@ def train(
     unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on exactly where the run in --out stopped")] = False,
     processes: ProcessesOption = 1,
-) -> int:
+) -> None:
     """Train, on a GPU if there is one, else on the CPU.
 
     Writes the complete configuration, a log and the checkpoints `last` and `best` into --out. Several processes
@@ -195,7 +195,8 @@ def train(
     paths = {"root": data, "labeled": labeled, "unlabeled": unlabeled}
     config, out = chosen(recipe, config_file, out, resume, overrides or [], paths)
     if processes > 1 and not launched():
-        return launch(sys.argv[1:], processes)
+        launch(sys.argv[1:], processes)
+        return
     follow_parent()
 
     from allspark.engine.train import train as run_training
@@ -207,7 +208,6 @@ def train(
     result = run_training(config, out, resume=resume, ui=RichUI(stderr()))
     if _main_process():
         print_result(result)
-    return 0
 
 
 @app.command("eval")

@@ -177,6 +177,14 @@ class TrainConfig(Section):
     log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
     eval_every: Positive = Field(1, description="epochs between two validations [epochs]")
     checkpoint_every: Positive = Field(500, description="steps between checkpoints, beside each epoch's end [steps]")
+    keep_every: Positive | None = Field(
+        None, description="steps between checkpoints that stay, beside last and best [steps]; null: none stays"
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what a loss that is not finite does: stop names the images and ends, skip goes on without the "
+        "update (and keeps a copy of memory and statistics for it)",
+    )
     begin_with: Path | None = Field(
         None, description="a run (its last checkpoint) or a checkpoint whose weights training begins with"
     )

@@ -65,6 +65,11 @@ class TrainBatch(_Movable):
     unlabeled: UnlabeledBatch | None = None
     skipped: tuple[str, ...] = ()  # one line for each unreadable file that was replaced (data.on_bad_image: skip)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all images, the labelled ones first."""
+        return (*self.labeled.ids, *(self.unlabeled.ids if self.unlabeled else ()))
+
     def with_images(self, dtype: torch.dtype) -> TrainBatch:
         """Return the batch with its images in another floating-point type."""
         labeled = replace(self.labeled, image=self.labeled.image.to(dtype))

@@ -14,7 +14,7 @@ import torch
 
 from allspark.data.synthetic import generate
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
-from allspark.engine.launch import launch
+from allspark.engine.launch import ProcessesFailed, launch
 from allspark.engine.log import read_log
 from tests.conftest import TINY
 from tests.models.test_encoders import TINY as ENCODERS
@@ -90,20 +90,14 @@ def test_two_processes_train_what_one_does(scenes, tmp_path, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
-        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(21000 + os.getpid() % 20000)],
-    ],
-    ids=["torchrun", "accelerate"],
-)  # fmt: skip
-def test_other_launchers_start_the_same(scenes, tmp_path, launcher):
+def test_torchrun_starts_the_same(scenes, tmp_path):
+    """(`accelerate launch` starts its processes by torchrun, on GPUs only.)"""
     run(command(scenes, tmp_path / "own", 2, *batches(2)))
     python, _, module, *arguments = command(scenes, tmp_path / "other", 1, *batches(2))
-    run([python, *launcher, "-m", module, *arguments])
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = run([python, *torchrun, "-m", module, *arguments])
     assert_same_training(tmp_path / "own", tmp_path / "other", tolerance=0)
+    assert done.stdout.count("mIoU") == 2
 
 
 WATCHED = """
@@ -120,8 +114,8 @@ def kept(self):
     return scores(self)
 ConfusionMatrix.scores = kept
 saved, held = module._save_last, {}
-def save(session):
-    saved(session)
+def save(session, **options):
+    saved(session, **options)
     rank = session.accelerator.process_index
     torch.save((dict(session.method.state_dict()), matrices), out / f"rank{rank}.pt")
 module._save_last = save
@@ -150,7 +144,7 @@ def ranks(tmp_path, config, processes):
 @pytest.mark.slow
 def test_processes_hold_the_same_network_and_memory_bit_by_bit_and_count_each_image_once(scenes, tmp_path):
     """In float32 and with dropout; three processes share five validation images."""
-    run(command(scenes, tmp_path / "first", 1, "train.epochs=1", "eval.batch=1"))
+    run(command(scenes, tmp_path / "first", 1, "train.epochs=1", "eval.batch=1", "train.health_images=0"))
     config = tmp_path / "config.yaml"
     text = (tmp_path / "first" / "config.yaml").read_text()
     text = text.replace("epochs: 1.0", "epochs: 20.0").replace("fp64", "fp32").replace("dropout: 0.0", "dropout: 0.1")
@@ -192,6 +186,21 @@ def test_a_bad_image_in_one_process_ends_all_with_its_name(scenes, tmp_path):
     load_checkpoint(checkpoint_path(tmp_path / "out", "last"))
 
 
+def interfere(folder, rank, step, code):
+    """Environment of processes of which one runs this code in a training step."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"if os.environ.get('RANK', '0') == '{rank}':\n"
+        "    import allspark.methods.allspark as module\n"
+        "    forward = module.AllSpark.forward\n"
+        "    def failing(self, batch, progress):\n"
+        f"        if progress.step == {step}:\n            {code}\n"
+        "        return forward(self, batch, progress)\n"
+        "    module.AllSpark.forward = failing\n"
+    )
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
 FAULTS = {
     "out of memory": ("raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes')",
                       "process 1: error: out of memory in step 3"),
@@ -205,23 +214,10 @@ FAULTS = {
 def test_a_process_that_falls_out_of_step_ends_all(scenes, tmp_path, fault):
     """One process fails in the middle of a step, where the other waits for its gradients."""
     code, words = FAULTS[fault]
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    import allspark.methods.allspark as module\n"
-        "    forward = module.AllSpark.forward\n"
-        "    def failing(self, batch, progress):\n"
-        f"        if progress.step == 2:\n            {code}\n"
-        "        return forward(self, batch, progress)\n"
-        "    module.AllSpark.forward = failing\n"
-    )
+    environment = interfere(tmp_path, 1, 2, code)
     began = time.monotonic()
-    done = subprocess.run(
-        command(scenes, tmp_path / "out", 2, "train.checkpoint_every=1"),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )
+    arguments = command(scenes, tmp_path / "out", 2, "train.checkpoint_every=1")
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert done.returncode not in (0, None) and time.monotonic() - began < 60
     assert words in done.stderr.splitlines()[-1], done.stderr
     assert load_checkpoint(checkpoint_path(tmp_path / "out", "last")).meta["state"]["step"] == 2
@@ -250,25 +246,33 @@ def test_a_signal_stops_all_and_they_go_on_as_if_nothing_had_been(scenes, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("then", "now", "said"), [(1, 2, "data.batch_labeled 4 -> 2"), (2, 1, "data.batch_labeled 2 -> 4")]
+    ("then", "now", "said"), [(1, 2, "data.batch_labeled 4 -> 2"), (2, 1, "optim.accumulate 1 -> 2")]
 )
 def test_a_run_goes_on_with_another_number_of_processes(scenes, tmp_path, then, now, said):
-    size = 4 // then
+    """Updates keep their images, so the schedule stays as it is.
+
+    From one process to two, not even the losses change.
+    """
     run(command(scenes, tmp_path / "whole", 1, *batches(4)))
-    run(command(scenes, tmp_path / "parts", then, *batches(size), "train.epochs=2", "train.steps_per_epoch=1"))
-    config = tmp_path / "parts" / "config.yaml"
-    checkpoint = checkpoint_path(tmp_path / "parts", "last")
-    assert load_checkpoint(checkpoint).meta["processes"] == then
+    stopping = interfere(tmp_path, 0, 1, "os.kill(os.getpid(), 15)")
+    arguments = command(scenes, tmp_path / "parts", then, *batches(4 // then))
+    done = subprocess.run(arguments, capture_output=True, text=True, env=stopping)
+    assert done.returncode == 143 and "stopped after step 2 of 4" in done.stderr.splitlines()[-1]
+    assert load_checkpoint(checkpoint_path(tmp_path / "parts", "last")).meta["processes"] == then
     resume = [sys.executable, "-m", "allspark.cli", "train", "--out", str(tmp_path / "parts"), "--resume"]
-    done = run([*resume, "--processes", str(now)])
-    assert "finished already" in done.stderr and said in done.stderr and config.is_file()
     done = subprocess.run([*resume, "--processes", "3"], capture_output=True, text=True)
     assert done.returncode == 2 and "cannot have updates of the same size" in done.stderr.splitlines()[-1]
+    done = run([*resume, "--processes", str(now)])
+    assert said in done.stderr and len(losses(tmp_path / "parts")) == 4
+    if now == 2:
+        assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_what_one_process_says_is_shown_once(capfd, tmp_path):
     """Wrong input is the same in all processes."""
-    assert launch(["train", "--recipe", "folder", "--data", str(tmp_path / "none"), "--out", "x"], 2) == 2
+    with pytest.raises(ProcessesFailed) as caught:
+        launch(["train", "--recipe", "folder", "--data", str(tmp_path / "none"), "--out", "x"], 2)
+    assert caught.value.exit_code == 2
     assert capfd.readouterr().err.strip().splitlines() == [
         f"error: {tmp_path / 'none'}: no such folder (data.root, --data)"
     ]

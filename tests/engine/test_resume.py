@@ -43,7 +43,7 @@ def same_result(left, right):
 
 def stop_after(monkeypatch, steps, act=lambda: signal.raise_signal(signal.SIGINT)):
     """Let training be interrupted once, after some steps of this process."""
-    update, count = train_module._update, [0]
+    update, count = train_module.update, [0]
 
     def counted(session, parts):
         update(session, parts)
@@ -51,7 +51,7 @@ def stop_after(monkeypatch, steps, act=lambda: signal.raise_signal(signal.SIGINT
         if count[0] == steps:
             act()
 
-    monkeypatch.setattr(train_module, "_update", counted)
+    monkeypatch.setattr(train_module, "update", counted)
 
 
 def copy_of(folder, target):

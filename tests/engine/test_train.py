@@ -25,6 +25,7 @@ from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
 from allspark.settings import apply_overrides, load_config, save_config
 from allspark.types import Progress, StepOutput
+from tests.engine.test_resume import Lines
 
 
 @pytest.fixture
@@ -77,18 +78,18 @@ def test_resume_is_exact(config, tmp_path, monkeypatch, workers, stop_after):
     config = apply_overrides(config, [f"data.workers={workers}", "method.warmup_epochs=0.5"])
     train(config, tmp_path / "whole")
     count = itertools.count(1)
-    update = train_module._update
+    update = train_module.update
 
     def stop_then(session, batches):
         update(session, batches)
         if next(count) == stop_after:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train_module, "_update", stop_then)
+    monkeypatch.setattr(train_module, "update", stop_then)
     with pytest.raises(Interrupted, match="--resume") as stopped:
         train(config, tmp_path / "parts")
     assert stopped.value.exit_code == 143
-    monkeypatch.setattr(train_module, "_update", update)
+    monkeypatch.setattr(train_module, "update", update)
     train(config, tmp_path / "parts", resume=True)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     same_end(tmp_path / "whole", tmp_path / "parts")
@@ -97,17 +98,17 @@ def test_resume_is_exact(config, tmp_path, monkeypatch, workers, stop_after):
 def test_resume_inside_a_log_row_keeps_its_mean(config, tmp_path, monkeypatch):
     config = apply_overrides(config, ["train.log_every=3"])
     train(config, tmp_path / "whole")
-    update = train_module._update
+    update = train_module.update
 
     def stop_then(session, batches):
         update(session, batches)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train_module, "_update", stop_then)
+    monkeypatch.setattr(train_module, "update", stop_then)
     for attempt in range(3):
         with pytest.raises(Interrupted):
             train(config, tmp_path / "parts", resume=attempt > 0)
-    monkeypatch.setattr(train_module, "_update", update)
+    monkeypatch.setattr(train_module, "update", update)
     train(config, tmp_path / "parts", resume=True)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
@@ -431,3 +432,52 @@ def test_ohem_is_the_loss_of_labelled_images_only(config):
         assert outputs[0]["loss_labeled"] > outputs[1]["loss_labeled"]  # hard pixels only
         if name != "supervised":
             assert outputs[0]["loss_unlabeled"] == outputs[1]["loss_unlabeled"]
+
+
+def test_a_step_whose_loss_is_not_finite_can_be_skipped(config, tmp_path, monkeypatch):
+    """Weights, momentum, memory and statistics are as if the step had not been; the schedule goes on."""
+    forward = METHODS["allspark"].forward
+    states = {}
+
+    def breaks(self, batch, progress):
+        states[progress.step] = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        output = forward(self, batch, progress)
+        if progress.step != 2:
+            return output
+        output.loss.backward()
+        for buffer in self.buffers():  # as activations that are not finite would
+            buffer.mul_(float("nan")) if buffer.is_floating_point() else buffer.add_(1)
+        return StepOutput(torch.tensor(float("inf"), requires_grad=True), output.metrics, output.class_pixels)
+
+    monkeypatch.setattr(METHODS["allspark"], "forward", breaks)
+    ui = Lines()
+    config = apply_overrides(config, ["train.on_nan=skip", "train.steps_per_epoch=5", "train.epochs=1"])
+    result = train(config, tmp_path / "run", ui=ui)
+    assert result.steps == 5
+    assert all(torch.equal(tensor, states[2][name]) for name, tensor in states[3].items())
+    assert not torch.equal(*(states[i]["segmenter.decoder.classifier.weight"] for i in (3, 4)))
+    (line,) = [line for line in ui.lines if "skipped" in line]
+    assert line.startswith("skipped: step 3, whose loss is not finite (images labeled_")
+    rows = [row["step"] for row in read_log(tmp_path / "run") if "loss" in row]
+    assert rows == [1, 2, 4, 5]
+
+
+def test_some_checkpoints_stay_and_are_offered_when_the_last_is_damaged(config, tmp_path):
+    config = apply_overrides(config, ["train.keep_every=2", "train.steps_per_epoch=5", "train.epochs=1"])
+    train(config, tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["best.safetensors", "last.safetensors", "step-00000002.safetensors", "step-00000004.safetensors"]
+    last, fourth = (tmp_path / "run" / "checkpoints" / name for name in (kept[1], kept[3]))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-50])
+    with pytest.raises(CheckpointError, match=r"last.*truncated.*step-00000004.safetensors of step 4 is whole: copy it"):
+        train(config, tmp_path / "run", resume=True)
+    last.write_bytes(fourth.read_bytes())
+    train(config, tmp_path / "run", resume=True)
+    again = load_checkpoint(last).tensors
+    last.write_bytes(whole)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in load_checkpoint(last).tensors.items())
+    for path in (last, fourth, fourth.with_name(kept[2])):
+        path.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"best.safetensors of step 5 is whole: a new run can begin with it"):
+        train(config, tmp_path / "run", resume=True)

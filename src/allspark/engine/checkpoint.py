@@ -55,6 +55,11 @@ def checkpoint_path(run: Path, which: Literal["best", "last"]) -> Path:
     return run / "checkpoints" / f"{which}.safetensors"
 
 
+def kept_path(run: Path, step: int) -> Path:
+    """Where a run keeps a checkpoint that is never replaced (train.keep_every)."""
+    return run / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
 def describe(config: Config, source: Source) -> dict[str, Any]:
     """The part of a checkpoint's meta data that says what the network is."""
     return {

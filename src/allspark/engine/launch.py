@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import IO
+
+from allspark.errors import UserError
 
 _GRACE = 20.0  # for the others to end by themselves, once one has failed [seconds]
 _LAST = 5.0  # and once more after they were asked to
@@ -30,11 +33,24 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``allspark ARGUMENTS`` in several processes; returns the exit status of the first that failed, else 0.
+class ProcessesFailed(UserError):
+    """One of the processes failed, or all were asked to stop; they have said why. ``exit_code`` is the first one's."""
+
+    quiet = True
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"a process ended with exit status {exit_code}")
+        self.exit_code = exit_code
+
+
+def launch(arguments: Sequence[str], processes: int) -> None:
+    """Run ``allspark ARGUMENTS`` in several processes.
 
     Process 0 has this one's standard output and error. What another one says last is shown if it fails on its own.
     Signals that this process gets are passed on to all.
+
+    Raises:
+        ProcessesFailed: not all of them ended well.
     """
     port = _free_port()
     threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -72,8 +88,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         if status == -signal.SIGKILL:
             print(f"error: process {number} was killed (out of memory?); go on with --resume", file=sys.stderr)
             break
-    status = next(iter(failed.values()), 0)
-    return 128 - status if status < 0 else status
+    for status in failed.values():
+        raise ProcessesFailed(128 - status if status < 0 else status)
 
 
 def follow_parent() -> None:
@@ -117,7 +133,7 @@ def _last_words(file: IO[bytes]) -> str:
     file.seek(0)
     lines = file.read().decode("utf-8", "replace").strip().splitlines()
     file.close()
-    return lines[-1] if lines else ""
+    return re.sub(r"^\[rank\d+\]: ", "", lines[-1]) if lines else ""
 
 
 class _Forwarding:

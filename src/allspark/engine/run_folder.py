@@ -23,7 +23,7 @@ _FREE = {
     *("data.root", "data.source", "data.split", "data.labeled", "data.unlabeled", "data.val", "data.workers"),
     *("data.max_pixels", "data.on_bad_image", "model.pretrained", "optim.clip_norm", "eval.batch"),
     *("train.device", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.health_images"),
-    "train.begin_with",
+    *("train.keep_every", "train.on_nan", "train.begin_with"),
 }
 
 
@@ -60,7 +60,10 @@ def look_at(out: Path, resume: bool) -> Checkpoint | None:
     require_own(out)
     path = checkpoint_path(out, "last")
     if resume and path.is_file():
-        checkpoint = load_checkpoint(path)
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{_way_out(out)}") from error
         if not {"state", "images", "config"} <= checkpoint.meta.keys():
             raise CheckpointError(f"{path}: holds no state of a training; start a new run with another --out")
         return checkpoint
@@ -72,6 +75,21 @@ def look_at(out: Path, resume: bool) -> Checkpoint | None:
     if not resume and (path.is_file() or best.is_file()):
         raise ConfigError(f"{out}: already holds a run; go on with --resume, or choose another --out")
     return None
+
+
+def _way_out(out: Path) -> str:
+    """What can be done when a run's last checkpoint is damaged: the best of the others that are whole."""
+    best = checkpoint_path(out, "best")
+    for path in (*sorted(best.parent.glob("step-*.safetensors"), reverse=True), best):
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError:
+            continue  # missing or damaged as well: the next one
+        step = checkpoint.meta["state"]["step"]
+        if path == best:
+            return f"; {path} of step {step} is whole: a new run can begin with it (train.begin_with)"
+        return f"; {path} of step {step} is whole: copy it to last.safetensors to go on from there"
+    return ""
 
 
 def same_update(config: Config, then: int, now: int, ui: TrainUI) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,9 +19,8 @@ from torch import Tensor
 from allspark.config import Config
 from allspark.data.loading import train_batches
 from allspark.distributed import FAILED, GO, agree, connected, processes, raise_together, summed, together
-from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
+from allspark.engine.checkpoint import checkpoint_path, kept_path, save_checkpoint
 from allspark.engine.log import RunLog
-from allspark.engine.optim import poly, set_lr
 from allspark.engine.result import peak_memory, write_result
 from allspark.engine.run_folder import claim
 from allspark.engine.session import (
@@ -34,11 +34,12 @@ from allspark.engine.session import (
     tensors,
 )
 from allspark.engine.signals import Interrupted, StopRequest
+from allspark.engine.step import update
 from allspark.engine.ui import Silent, TrainUI
 from allspark.engine.validation import validate
 from allspark.errors import DataError, UserError
-from allspark.inference.predictor import out_of_memory
-from allspark.types import Progress, StepOutput, TrainBatch
+from allspark.files import atomic_path
+from allspark.types import TrainBatch
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog | None, s
             parts, verdict = _next_parts(session, batches, stop)
             if verdict != GO:
                 return verdict
-            _update(session, parts)
+            update(session, parts)
             at_end = state.step == session.total
             epoch, rest = divmod(state.step, session.steps_per_epoch)
             epoch_done = at_end or rest == 0
@@ -132,8 +133,9 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog | None, s
             except (UserError, OSError):
                 _save_last(session)  # what is wrong with a validation image costs no training
                 raise
-        if epoch_done or state.step % every.checkpoint_every == 0:
-            _save_last(session)
+        keep = every.keep_every is not None and state.step % every.keep_every == 0
+        if epoch_done or keep or state.step % every.checkpoint_every == 0:
+            _save_last(session, keep=keep)
         session.ui.advance(state.step)
     return GO
 
@@ -157,32 +159,6 @@ def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopReque
         _save_last(session)
         raise_together(error)
     return parts, verdict
-
-
-def _update(session: Session, parts: list[TrainBatch]) -> None:
-    """One weight update."""
-    optim, state = session.optim, session.state
-    progress = Progress(state.step, session.steps_per_epoch, session.total)
-    set_lr(session.optimizer, optim, poly(state.step, session.total, optim.power))
-    for number, batch in enumerate(parts, 1):
-        for line in batch.skipped:
-            session.ui.note(f"skipped: {line}")
-        with session.accelerator.accumulate(session.wrapped):
-            with _memory_suffices(session):
-                output: StepOutput = session.wrapped(_to_device(batch, session), progress)
-                session.accelerator.backward(output.loss)
-            if number == len(parts) and optim.clip_norm is not None:
-                session.accelerator.clip_grad_norm_(session.method.parameters(), optim.clip_norm)
-            session.optimizer.step()
-            session.optimizer.zero_grad(set_to_none=True)
-        names = ("loss", *output.metrics)
-        values = torch.stack([output.loss.detach().double(), *(x.double() for x in output.metrics.values())])
-        ids = (*batch.labeled.ids, *(batch.unlabeled.ids if batch.unlabeled else ()))
-        session.unread.append((state.step + 1, ids, names, values))
-        for name, pixels in output.class_pixels.items():
-            session.class_pixels[name] = session.class_pixels.get(name, torch.zeros_like(pixels)) + pixels
-    session.method.after_step(progress)
-    state.step += 1
 
 
 def _settle(session: Session) -> None:
@@ -228,6 +204,8 @@ def _require_finite(session: Session, losses: Tensor) -> None:
 def _log_means(session: Session, log: RunLog | None) -> None:
     """Write the means since the last row."""
     state, data = session.state, session.config.data
+    if not state.count:  # all steps were skipped
+        return
     means = {name: total / state.count for name, total in state.sums.items() if name != "time"}
     images = state.count * (data.batch_labeled + data.batch_unlabeled * session.method.wants_unlabeled)
     row = {
@@ -245,13 +223,17 @@ def _log_means(session: Session, log: RunLog | None) -> None:
     session.ui.row(row)
 
 
-def _save_last(session: Session) -> None:
+def _save_last(session: Session, *, keep: bool = False) -> None:
     _settle(session)
     session.state.peak_memory = max(session.state.peak_memory, peak_memory(session.accelerator.device))
     states = random_states(session)
     with together():
         if session.main:
-            save_checkpoint(checkpoint_path(session.out, "last"), tensors(session) | states, meta(session))
+            last = checkpoint_path(session.out, "last")
+            save_checkpoint(last, tensors(session) | states, meta(session))
+            if keep:
+                with atomic_path(kept_path(session.out, session.state.step)) as path:
+                    shutil.copyfile(last, path)
 
 
 @contextmanager
@@ -261,21 +243,6 @@ def _showing(session: Session) -> Iterator[None]:
         yield
     finally:
         session.ui.end()
-
-
-@contextmanager
-def _memory_suffices(session: Session) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        last = checkpoint_path(session.out, "last")
-        raise UserError(
-            f"out of memory in step {session.state.step + 1}: take a smaller data.crop, data.batch_labeled or "
-            "data.batch_unlabeled (with optim.accumulate the total stays the same), or a smaller model.encoder"
-            + (f"; {last} is good" if last.is_file() else "")
-        ) from error
 
 
 @contextmanager
@@ -299,8 +266,3 @@ def _batches(session: Session) -> Any:
         world=session.accelerator.num_processes,
         pin_memory=session.accelerator.device.type == "cuda",
     )
-
-
-def _to_device(batch: TrainBatch, session: Session) -> TrainBatch:
-    batch = batch.to(session.accelerator.device, non_blocking=True)
-    return batch.with_images(torch.float64) if session.config.train.precision == "fp64" else batch
