@@ -16,6 +16,7 @@ from allspark.data.synthetic import generate
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.launch import ProcessesFailed, launch
 from allspark.engine.log import read_log
+from allspark.settings import apply_overrides, load_recipe, save_config
 from tests.conftest import TINY
 from tests.models.test_encoders import TINY as ENCODERS
 
@@ -100,73 +101,80 @@ def test_torchrun_starts_the_same(scenes, tmp_path):
     assert done.stdout.count("mIoU") == 2
 
 
-WATCHED = """
-import sys, torch
-from pathlib import Path
-from allspark.engine import train as module
-from allspark.metrics import ConfusionMatrix
-from allspark.settings import load_config
-
-out = Path(sys.argv[1])
-matrices, scores = [], ConfusionMatrix.scores
-def kept(self):
-    matrices.append(self.matrix.clone())
-    return scores(self)
-ConfusionMatrix.scores = kept
-saved, held = module._save_last, {}
-def save(session, **options):
-    saved(session, **options)
-    rank = session.accelerator.process_index
-    torch.save((dict(session.method.state_dict()), matrices), out / f"rank{rank}.pt")
-module._save_last = save
-module.train(load_config(Path(sys.argv[2])), out)
-"""
-
-
-def ranks(tmp_path, config, processes):
-    """Train in processes that each write down what they hold."""
-    (tmp_path / "watched.py").write_text(WATCHED)
-    out = tmp_path / f"by {processes}"
+def ranks(tmp_path, script, processes):
+    """Run a script in processes that each leave something behind."""
+    (tmp_path / "script.py").write_text(f"from pathlib import Path\nout = Path({str(tmp_path)!r})\n{script}")
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000), "WORLD_SIZE": str(processes)}
-    out.mkdir()
-    (out / "config.yaml").write_text("")
     started = [
         subprocess.Popen(
-            [sys.executable, str(tmp_path / "watched.py"), str(out), str(config)],
+            [sys.executable, str(tmp_path / "script.py")],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
     ]
     assert [process.wait(LIMIT) for process in started] == [0] * processes
-    return [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
+    return [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(processes)]
+
+
+TRAINING = """
+import torch
+from allspark.engine import train as module
+from allspark.settings import load_config
+
+saved = module._save_last
+def save(session, **options):
+    saved(session, **options)
+    torch.save(session.method.state_dict(), out / f"rank{session.accelerator.process_index}.pt")
+module._save_last = save
+module.train(load_config(out / "config.yaml"), out / f"by {PROCESSES}")
+"""
 
 
 @pytest.mark.slow
-def test_processes_hold_the_same_network_and_memory_bit_by_bit_and_count_each_image_once(scenes, tmp_path):
-    """In float32 and with dropout; three processes share five validation images."""
-    run(command(scenes, tmp_path / "first", 1, "train.epochs=1", "eval.batch=1", "train.health_images=0"))
-    config = tmp_path / "config.yaml"
-    text = (tmp_path / "first" / "config.yaml").read_text()
-    text = text.replace("epochs: 1.0", "epochs: 20.0").replace("fp64", "fp32").replace("dropout: 0.0", "dropout: 0.1")
-    text = text.replace("eval_every: 1", "eval_every: 20").replace("log_every: 1", "log_every: 20")
-    config.write_text(text.replace("warmup_epochs: 2.0", "warmup_epochs: 3.0"))
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_hold_the_same_network_and_memory_bit_by_bit(scenes, tmp_path, processes):
+    """After twenty steps in float32, with dropout."""
+    config = apply_overrides(load_recipe("folder"), [*TINY, "train.epochs=20", "train.steps_per_epoch=1"])
+    changes = [f"data.root={scenes}", "method.warmup_epochs=3", "train.eval_every=20", "train.log_every=20"]
+    save_config(apply_overrides(config, changes), tmp_path / "config.yaml")
+    state, *others = ranks(tmp_path, TRAINING.replace("PROCESSES", str(processes)), processes)
+    for other in others:
+        assert other.keys() == state.keys()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in other.items())
+    assert int(state["segmenter.bottleneck.memory.writes"]) == 20
+
+
+EVALUATION = """
+import torch
+from allspark.data import open_source
+from allspark.engine.checkpoint import open_run
+from allspark.engine.evaluate import evaluate
+from allspark.engine.session import start_processes
+from allspark.inference.predictor import Predictor
+from allspark.metrics import ConfusionMatrix
+
+matrices, scores = [], ConfusionMatrix.scores
+def kept(self):
+    matrices.append(self.matrix.clone())
+    return scores(self)
+ConfusionMatrix.scores = kept
+run = open_run(out / "run")
+number = start_processes(run.config).process_index
+source = open_source(run.config.data)
+evaluate(Predictor(run.segmenter, run.config.eval), source.val, source, workers=0, max_pixels=10**6)
+torch.save(matrices, out / f"rank{number}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_one_two_and_three_processes_count_each_pixel_once(scenes, tmp_path):
+    """Five images are no multiple of two or three."""
+    run(command(scenes, tmp_path / "run", 1))
+    (first,) = ranks(tmp_path, EVALUATION, 1)[0]
+    assert int(first.sum()) == 5 * 72 * 72
     for processes in (2, 3):
-        (state, _), *others = ranks(tmp_path, config, processes)
-        for other, _ in others:
-            assert other.keys() == state.keys()
-            assert all(torch.equal(tensor, state[name]) for name, tensor in other.items())
-        assert int(state["segmenter.bottleneck.memory.writes"]) == 20
-    # The same network, evaluated by one, two and three processes: begun with, and not changed.
-    config.write_text(
-        text.replace("begin_with: null", f"begin_with: {tmp_path / 'first'}").replace("lr: ", "lr: 1e-30 #")
-    )
-    (tmp_path / "still").mkdir()
-    counted = [[m for _, m in ranks(tmp_path / "still", config, processes)] for processes in (1, 2, 3)]
-    first = counted[0][0][-1]
-    assert int(first.sum()) > 0
-    for several in counted:
-        for matrices in several:
-            assert torch.equal(matrices[-1], first)
+        for matrices in ranks(tmp_path, EVALUATION, processes):
+            assert torch.equal(torch.stack(matrices), first[None])
 
 
 def test_a_bad_image_in_one_process_ends_all_with_its_name(scenes, tmp_path):

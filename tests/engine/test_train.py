@@ -470,7 +470,7 @@ def test_some_checkpoints_stay_and_are_offered_when_the_last_is_damaged(config, 
     last, fourth = (tmp_path / "run" / "checkpoints" / name for name in (kept[1], kept[3]))
     whole = last.read_bytes()
     last.write_bytes(whole[:-50])
-    with pytest.raises(CheckpointError, match=r"last.*truncated.*step-00000004.safetensors of step 4 is whole: copy it"):
+    with pytest.raises(CheckpointError, match=r"last.*truncated.*step-00000004.safetensors of step 4 is whole: copy"):
         train(config, tmp_path / "run", resume=True)
     last.write_bytes(fourth.read_bytes())
     train(config, tmp_path / "run", resume=True)
