@@ -2,12 +2,15 @@
 
 
 class UserError(ValueError):
-    """Something in the user's input is wrong: the message names the value, what was expected and the fix.
+    """Something in the user's input is wrong: one line names the value, what was expected and the fix.
 
     ``quiet``: another process of the same training shows it.
     """
 
     quiet = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # one line, also where it quotes what was given
 
 
 class ConfigError(UserError):

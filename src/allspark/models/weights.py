@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,11 @@ from torch import Tensor
 
 from allspark.errors import CheckpointError
 
+# What torch's unpickler raises on bytes that are no checkpoint.
+_DAMAGE = (
+    *(RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, struct.error),
+    *(AssertionError, OverflowError, MemoryError),
+)
 _RENAMES = [
     (r"^patch_embed(\d)\.proj\.", r"encoder.patch_embeddings.{0}.proj."),
     (r"^patch_embed(\d)\.norm\.", r"encoder.patch_embeddings.{0}.layer_norm."),
@@ -49,7 +55,7 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: refused, it holds more than tensors or is no torch checkpoint") from error
     except IsADirectoryError as error:
         raise CheckpointError(f"{path}: a folder; give the .pth file") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path}: damaged, or not a torch checkpoint ({type(error).__name__})") from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -54,7 +54,9 @@ def _panel(axes: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
             axes.plot(np.full(len(row.last), place), row.last, "o", color=colour, ms=4, alpha=0.6)
             mean = statistics.fmean(row.last)
             axes.plot([place - step / 3, place + step / 3], [mean, mean], color=colour, linewidth=3, label=label)
-            axes.annotate(f"{mean:.1f}", (place, mean), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(
+                f"{mean:.1f}", (place, max(row.last)), (0, 5), textcoords="offset points", ha="center", fontsize=7
+            )
             label = None
             if row.paper is not None:
                 axes.plot(place, row.paper, "*", color="black", ms=9, label=None if starred else "paper")
