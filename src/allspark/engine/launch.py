@@ -88,8 +88,9 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         if status == -signal.SIGKILL:
             print(f"error: process {number} was killed (out of memory?); go on with --resume", file=sys.stderr)
             break
-    for status in failed.values():
-        raise ProcessesFailed(128 - status if status < 0 else status)
+    if failed:
+        first = next(iter(failed.values()))
+        raise ProcessesFailed(128 - first if first < 0 else first)
 
 
 def follow_parent() -> None:
