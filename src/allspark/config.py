@@ -61,8 +61,16 @@ class DataConfig(Section):
         None, description="list of the labelled images, one a line (`ID` or `IMAGE MASK`); overrides split"
     )
     unlabeled: Path | None = Field(
-        None, description="list of the unlabelled images; null: all training images that are not labelled"
+        None,
+        description="list of the unlabelled images, or tar files of them: one, a folder of them, or a pattern "
+        "(pool/*.tar); null: all training images that are not labelled",
     )
+    unlabeled_order: Literal["random", "sharded"] = Field(
+        "random",
+        description="order of images in tar files: random, or sharded (one shuffled tar after the other, mixed within "
+        "shuffle_buffer images), which disks and networks read faster",
+    )
+    shuffle_buffer: Positive = Field(4096, description="sharded order: images that are mixed [images]")
     val: Path | None = Field(None, description="list of the validation images; null: the data set's own")
     crop: Size = Field((513, 513), description="training crop, height and width [pixels]; one number for a square")
     batch_labeled: Positive = Field(2, description="labelled crops a step [images]")

@@ -23,6 +23,7 @@ from PIL import Image
 
 from allspark.data.classes import is_rgb
 from allspark.data.image import IGNORE_COLOUR, read_image, read_mask
+from allspark.data.member import Member
 from allspark.data.source import RGB, Sample, Source, code_of
 from allspark.errors import DataError
 
@@ -100,7 +101,7 @@ class Seen:
 def plan(source: Source, *, fast: bool) -> list[Job]:
     """Say what to read: everything, or (fast) headers and some masks, spread evenly over each list."""
     jobs: list[Job] = []
-    roles: tuple[tuple[Role, tuple[Sample, ...]], ...] = (
+    roles: tuple[tuple[Role, Sequence[Sample]], ...] = (
         ("labeled", source.labeled),
         ("val", source.val),
         ("unlabeled", source.unlabeled),
@@ -191,8 +192,10 @@ def _decodes(path: Path, max_pixels: int) -> bool:
     return True
 
 
-def _size_in_head(path: Path, max_pixels: int) -> tuple[int, int]:
+def _size_in_head(path: Path | Member, max_pixels: int) -> tuple[int, int]:
     """Width and height as shown, from the header alone."""
+    if isinstance(path, Member):
+        return read_image(path, max_pixels).size
     if path.suffix == ".mat":
         mask = read_mask(path)
         return mask.shape[1], mask.shape[0]

@@ -11,7 +11,8 @@ from typing import Literal
 from allspark.data.check_files import Fault, Role, Seen
 from allspark.data.image import IMAGE_SUFFIXES
 from allspark.data.layout import find_files
-from allspark.data.source import Source
+from allspark.data.shards import Shards
+from allspark.data.source import Sample, Source
 from allspark.errors import DataError
 
 # Pictures and arrays that people have and that are not read.
@@ -62,8 +63,8 @@ def layout_findings(source: Source) -> Iterator[Finding]:
 
 def unread_findings(source: Source) -> Iterator[Finding]:
     """Pictures and arrays beside the images and masks that are of no kind that is read."""
-    samples = (*source.labeled, *source.val, *source.unlabeled)
-    folders = {folder_of(sample.image, sample.id) for sample in samples}
+    samples = _files(source)
+    folders = _image_folders(samples)
     folders |= {folder_of(sample.mask, sample.id) for sample in samples if sample.mask is not None}
     unread = sorted(
         path
@@ -149,7 +150,7 @@ def name_findings(source: Source) -> Iterator[Finding]:
     lists: dict[Role, list[str]] = {
         "labeled": [sample.id for sample in source.labeled],
         "val": [sample.id for sample in source.val],
-        "unlabeled": [sample.id for sample in source.unlabeled],
+        "unlabeled": [] if isinstance(source.unlabeled, Shards) else [sample.id for sample in source.unlabeled],
     }
     for role, ids in lists.items():
         twice = [key for key, count in Counter(ids).items() if count > 1]
@@ -198,9 +199,9 @@ def duplicate_findings(seen: Sequence[Seen]) -> Iterator[Finding]:
 
 def orphan_findings(source: Source) -> Iterator[Finding]:
     """Masks in the folders of the used ones that belong to no image."""
-    samples = (*source.labeled, *source.val, *source.unlabeled)
+    samples = _files(source)
     used = {sample.mask for sample in samples if sample.mask is not None}
-    image_folders = {folder_of(sample.image, sample.id) for sample in samples}
+    image_folders = _image_folders(samples)
     mask_folders = {folder_of(sample.mask, sample.id) for sample in samples if sample.mask is not None}
     if not used:
         mask_folders = {source.root / "masks"}  # perhaps none is used because none has the name of its image
@@ -217,6 +218,16 @@ def orphan_findings(source: Source) -> Iterator[Finding]:
         faults = [Fault("orphan", str(path), str(path)) for path in found]
         summary = f"{count(len(faults), 'mask')} without an image of that name"
         yield finding_of("warning", "orphan", summary, "name each mask like its image (another suffix is fine)", faults)
+
+
+def _files(source: Source) -> tuple[Sample, ...]:
+    """All samples but those in tar files, whose names are in an index and belong to no other file."""
+    unlabeled = () if isinstance(source.unlabeled, Shards) else source.unlabeled
+    return (*source.labeled, *source.val, *unlabeled)
+
+
+def _image_folders(samples: Iterable[Sample]) -> set[Path]:
+    return {folder_of(sample.image, sample.id) for sample in samples if isinstance(sample.image, Path)}
 
 
 def folder_of(path: Path, key: str) -> Path:

@@ -60,13 +60,13 @@ def open_cityscapes(config: DataConfig, *, require_labels: bool = True) -> Sourc
             masks |= _by_frame(root / "gtFine", part, ending)
     layout = Layout(root, dict(sorted(images.items())), masks, root / "leftImg8bit", root / "gtFine")
     samples = layout.all()
-    train = [sample for sample in samples if _part(sample.image, root) == "train"]
+    train = [sample for sample in samples if _part(images[sample.id], root) == "train"]
     divided = divide(
         config,
         layout,
         train=train,
         labeled=[sample for sample in train if sample.mask is not None],
-        val=[sample for sample in samples if _part(sample.image, root) == "val"],
+        val=[sample for sample in samples if _part(images[sample.id], root) == "val"],
         require_labels=require_labels,
     )
     table = [IGNORE] * 34

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from allspark.data.member import Member
 from allspark.data.sbd import read_sbd
 from allspark.data.source import RGB
 from allspark.errors import DataError
@@ -34,7 +36,7 @@ _HEADERS = threading.Lock()
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: Path | Member, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image as upright RGB.
 
     The EXIF orientation is applied. Transparent pixels are shown on white. Grey images with more than 8 bits are
@@ -42,7 +44,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     and multi-page files, the first picture is taken.
 
     Args:
-        path: the file.
+        path: the file, or the file inside a tar file.
         max_pixels: larger images are refused before they are decoded [pixels].
 
     Raises:
@@ -154,13 +156,13 @@ def overlay(image: Image.Image, mask: NDArray[np.uint8], palette: Sequence[RGB],
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: Path | Member, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image file; whatever its decoder raises in the block becomes one line that names the file."""
     try:
         # Warnings on odd metadata and large sizes help nobody here, and the filters belong to all threads.
         with _HEADERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(path)
+            image = Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path)
             with suppress(*_DAMAGE):
                 image.getexif()  # odd metadata is no damage; parsed here, it warns here
         with image:
@@ -180,7 +182,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: refused, its header claims too many pixels") from error
     except UnidentifiedImageError as error:
-        kind = "the file is empty" if path.stat().st_size == 0 else "not an image that can be read"
+        size = path.size if isinstance(path, Member) else path.stat().st_size
+        kind = "the file is empty" if size == 0 else "not an image that can be read"
         raise DataError(f"{path}: {kind}") from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__

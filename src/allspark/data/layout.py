@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from allspark.config import DataConfig
 from allspark.data.image import IMAGE_SUFFIXES
+from allspark.data.shards import Shards, find_shards
 from allspark.data.source import Sample
 from allspark.errors import DataError
 
@@ -125,7 +126,7 @@ class Parts:
     """The three sets of images of a source, and what the user should know of how they came about."""
 
     labeled: tuple[Sample, ...]
-    unlabeled: tuple[Sample, ...]
+    unlabeled: Sequence[Sample]
     val: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
@@ -168,7 +169,11 @@ def divide(
     else:
         labeled = [sample for sample in labeled if sample.id not in apart]
     taken = _ids(labeled) | apart
-    if unlabeled_list:
+    unlabeled: Sequence[Sample]
+    listed: Sequence[Sample]
+    if unlabeled_list and (shards := find_shards(unlabeled_list)):
+        listed, unlabeled = (), Shards(shards)
+    elif unlabeled_list:
         listed = read_list(unlabeled_list, layout)
         unlabeled = [sample for sample in listed if sample.id not in apart]
     else:
@@ -183,7 +188,8 @@ def divide(
             f"no labelled image: looked for masks in {layout.mask_folder}, {layout.advice}; "
             f"{len(layout.images)} images were found in {layout.image_folder}"
         )
-    return Parts(tuple(labeled), tuple(unlabeled), tuple(val), tuple(notes))
+    unlabeled = unlabeled if isinstance(unlabeled, Shards) else tuple(unlabeled)
+    return Parts(tuple(labeled), unlabeled, tuple(val), tuple(notes))
 
 
 def configured_lists(config: DataConfig, root: Path) -> tuple[Path | None, Path | None, Path | None]:
@@ -205,11 +211,16 @@ def configured_lists(config: DataConfig, root: Path) -> tuple[Path | None, Path 
             if chosen[role] is None and (folder / f"{role}.txt").is_file():
                 chosen[role] = folder / f"{role}.txt"
     for role, path in chosen.items():
-        if path is not None and not path.is_file():
-            if not (root / path).is_file():
-                raise DataError(f"data.{role}: no such list {path} (looked here and in {root})")
+        if path is not None and not _is_there(role, path):
+            if not _is_there(role, root / path):
+                what = "list or tar file" if role == "unlabeled" else "list"
+                raise DataError(f"data.{role}: no such {what} {path} (looked here and in {root})")
             chosen[role] = root / path
     return chosen["labeled"], chosen["unlabeled"], chosen["val"]
+
+
+def _is_there(role: str, path: Path) -> bool:
+    return path.is_file() or (role == "unlabeled" and find_shards(path) is not None)
 
 
 def _ids(samples: Iterable[Sample]) -> set[str]:

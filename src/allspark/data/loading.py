@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from allspark.config import Config
 from allspark.data.image import normalize
+from allspark.data.order import index_at, require_order, seeds
 from allspark.data.reading import read_sample
 from allspark.data.source import Sample, Source
 from allspark.data.views import labeled_view, unlabeled_view
@@ -44,10 +45,10 @@ _ROLE_IDS: dict[Role, int] = {"labelled": 0, "unlabelled": 1}
 class TrainStream(Dataset["TrainBatch | DataError"]):
     """An endless sequence of micro-batches; item ``step * accumulate + a`` is part ``a`` of training step ``step``.
 
-    Position p of a role (labelled, unlabelled) is image ``permutation(seed, role, epoch)[p % n]`` with
-    ``epoch = p // n``, cut with random numbers of (seed, role, epoch, image). Micro-batch m of a world of w processes
-    takes the positions from m * batch * w on; process r takes the r-th slice of them. Labelled images are the same
-    whether or not unlabelled ones are wanted.
+    Position p of a role (labelled, unlabelled) is the image at place ``p % n`` of epoch ``p // n`` (see order.py), cut
+    with random numbers of (seed, role, epoch, image). Micro-batch m of a world of w processes takes the positions from
+    m * batch * w on; process r takes the r-th slice of them. Labelled images are the same whether or not unlabelled
+    ones are wanted.
 
     Raises:
         DataError: there is no labelled image, or no unlabelled one where they are wanted.
@@ -64,6 +65,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
                 f"{source.root}: no unlabelled image, but the method {config.method.name!r} learns from them; "
                 "add images without a mask, make lists with `allspark split`, or set method.name=supervised"
             )
+        require_order(source.unlabeled, config.data)
         self._source = source
         self._config = config
         self._want_unlabeled = want_unlabeled
@@ -115,8 +117,9 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         """Read the image at ``position``, or with on_bad_image=skip the next one of the data set that can be read."""
         samples = self._source.labeled if role == "labelled" else self._source.unlabeled
         epoch, place = divmod(position, len(samples))
-        index = int(_permutation(self._config.seed, role, epoch, len(samples))[place])
-        rng = np.random.default_rng(_seed(self._config.seed, role, epoch, index))
+        seed, where = self._config.seed, (_ROLE_IDS[role], epoch)
+        index = index_at(place, samples, self._config.data, seed, *where)
+        rng = np.random.default_rng(seeds(seed, *where, index))
         first: DataError | None = None
         for attempt in range(len(samples)):
             sample = samples[(index + attempt) % len(samples)]
@@ -298,16 +301,6 @@ def _eval_item(sample: Sample, source: Source, max_pixels: int) -> EvalItem:
     image, mask = read_sample(sample, source, want_mask=True, max_pixels=max_pixels)
     assert mask is not None
     return np.asarray(image), mask
-
-
-def _seed(seed: int, role: Role, *where: int) -> np.random.SeedSequence:
-    # A spawn key, unlike a plain list, is not padded with zeros: (epoch,) and (epoch, 0) are different streams.
-    return np.random.SeedSequence(seed, spawn_key=(_ROLE_IDS[role], *where))
-
-
-@lru_cache(maxsize=4)  # a batch can span two epochs of each role
-def _permutation(seed: int, role: Role, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(_seed(seed, role, epoch)).permutation(count)
 
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from allspark.data.member import Member
 from allspark.types import IGNORE
 
 RGB = tuple[int, int, int]
@@ -16,7 +17,7 @@ class Sample:
     """One image. ``id`` is unique in its data set and names results; ``mask`` is None where no label exists."""
 
     id: str
-    image: Path
+    image: Path | Member
     mask: Path | None = None
 
 
@@ -29,7 +30,8 @@ class Source:
         classes: class names; the position is the class id.
         palette: one RGB colour a class, to write and to show masks.
         labeled: training images with a mask.
-        unlabeled: training images used without a mask (``Sample.mask`` may be set, it is never read in training).
+        unlabeled: training images used without a mask (``Sample.mask`` may be set, it is never read in training); a
+            tuple, or :class:`allspark.data.shards.Shards`.
         val: validation images with a mask.
         rgb_masks: masks are RGB pictures that are coded by ``palette``.
         ignore: mask value (or, for RGB masks, colours outside the palette) that does not count.
@@ -43,7 +45,7 @@ class Source:
     classes: tuple[str, ...]
     palette: tuple[RGB, ...]
     labeled: tuple[Sample, ...] = ()
-    unlabeled: tuple[Sample, ...] = ()
+    unlabeled: Sequence[Sample] = ()
     val: tuple[Sample, ...] = ()
     rgb_masks: bool = False
     ignore: int = IGNORE

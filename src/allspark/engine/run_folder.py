@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
 
 from allspark.config import Config
-from allspark.data.source import Source
+from allspark.data.shards import Shards
+from allspark.data.source import Sample, Source
 from allspark.distributed import processes
 from allspark.engine.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from allspark.engine.ui import Silent, TrainUI
@@ -157,10 +158,13 @@ def absolute(config: Config) -> Config:
 def fingerprints(source: Source) -> dict[str, list[int]]:
     """Number and checksum of the names of each list of images."""
     lists = {"labeled": source.labeled, "unlabeled": source.unlabeled, "val": source.val}
-    return {
-        name: [len(samples), zlib.crc32("\n".join(sample.id for sample in samples).encode("utf-8", "surrogateescape"))]
-        for name, samples in lists.items()
-    }
+    return {name: [len(samples), _fingerprint(samples)] for name, samples in lists.items()}
+
+
+def _fingerprint(samples: Sequence[Sample]) -> int:
+    if isinstance(samples, Shards):
+        return samples.fingerprint
+    return zlib.crc32("\n".join(sample.id for sample in samples).encode("utf-8", "surrogateescape"))
 
 
 def require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> None:

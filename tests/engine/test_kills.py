@@ -1,0 +1,96 @@
+"""A run killed at any moment, again and again, ends as one that never was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
+from allspark.engine.log import read_log
+from allspark.settings import apply_overrides, load_recipe, save_config
+from tests.conftest import TINY
+
+# A process that has imported everything and forks the runs, so that fifty starts take seconds.
+SCRIPT = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from allspark.engine.train import train
+from allspark.settings import load_config
+
+config, folder, wanted = load_config(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+rng = random.Random(0)
+
+def start(out):
+    child = os.fork()
+    if child == 0:
+        try:
+            train(config, out, resume=True)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+began = time.monotonic()
+assert os.waitpid(start(folder / "whole"), 0)[1] == 0
+length = time.monotonic() - began
+kills, in_writes, runs = 0, 0, 0
+while kills < wanted:
+    out = folder / f"parts{runs}"
+    runs += 1
+    while True:
+        child = start(out)
+        until = time.monotonic() + rng.uniform(0, 0.6 * length)
+        done = 0
+        while time.monotonic() < until and not done:
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.0005)
+        if done:
+            assert status == 0, status
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        in_writes += bool(list(out.glob("checkpoints/.*.tmp")))
+print(json.dumps({"kills": kills, "in_writes": in_writes, "runs": runs}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fifty_kills(tiny_folder, tmp_path, workers):
+    changes = [
+        f"data.root={tiny_folder}",
+        f"data.workers={workers}",
+        "train.checkpoint_every=1",
+        "train.health_images=2",
+    ]
+    config = apply_overrides(load_recipe("folder"), [*TINY, "train.epochs=3", "train.steps_per_epoch=5", *changes])
+    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "kills.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "kills.py"), str(tmp_path / "config.yaml"), str(tmp_path), "50"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["kills"] >= 50 and seen["in_writes"] >= 1, seen
+    whole = tmp_path / "whole"
+    expected = load_checkpoint(checkpoint_path(whole, "last"))
+    rows = [{name: value for name, value in row.items() if not name.startswith(("images_per_s", "seconds"))}
+            for row in read_log(whole)]  # fmt: skip
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 16))
+    for number in range(seen["runs"]):
+        parts = tmp_path / f"parts{number}"
+        found = load_checkpoint(checkpoint_path(parts, "last"))
+        assert found.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in expected.tensors.items())
+        for name in ("step", "best", "last", "best_step", "warned", "initial"):
+            assert found.meta["state"][name] == expected.meta["state"][name]
+        again = [{name: row[name] for name in row if not name.startswith(("images_per_s", "seconds"))}
+                 for row in read_log(parts)]  # fmt: skip
+        assert again == rows
+        assert not list(parts.rglob("*.tmp"))
