@@ -181,6 +181,11 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="arithmetic of the network: fp32, mixed bf16 or fp16, or fp64 (exactness tests)"
     )
+    shard: bool = Field(
+        False,
+        description="several processes: divide weights, gradients and momentum among them (FSDP), for encoders that do "
+        "not fit; slower",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
     log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
     eval_every: Positive = Field(1, description="epochs between two validations [epochs]")

@@ -23,7 +23,14 @@ from allspark.settings import apply_overrides, differences
 _FREE = {
     *("data.root", "data.source", "data.split", "data.labeled", "data.unlabeled", "data.val", "data.workers"),
     *("data.max_pixels", "data.on_bad_image", "model.pretrained", "optim.clip_norm", "eval.batch"),
-    *("train.device", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.health_images"),
+    *(
+        "train.device",
+        "train.shard",
+        "train.log_every",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "train.health_images",
+    ),
     *("train.keep_every", "train.on_nan", "train.begin_with"),
 }
 

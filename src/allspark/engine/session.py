@@ -42,11 +42,12 @@ from allspark.engine.run_folder import (
     same_update,
     sweep,
 )
+from allspark.engine.sharding import like, shard, whole
 from allspark.engine.ui import TrainUI
 from allspark.errors import CheckpointError, ConfigError, DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
-from allspark.models.encoders import resolve_encoder
+from allspark.models.encoders import MIT_PRESETS, resolve_encoder
 from allspark.settings import save_config
 
 
@@ -103,14 +104,30 @@ def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerat
     with together():
         checkpoint = look_at(out, resume)
         session = _build(config, out, checkpoint, accelerator, ui)
-    method = synchronise_norms(session.method, accelerator.device)
-    session.wrapped, session.optimizer = accelerator.prepare(method, session.optimizer)
+    synchronise_norms(session.method, accelerator.device)
+    if config.train.shard and accelerator.num_processes > 1:
+        session.method.to(accelerator.device)
+        shard(session.method.segmenter, accelerator.device)
+        session.optimizer = accelerator.prepare(build_optimizer(session.method, session.optim))
+        session.wrapped = _in_precision(session.method, accelerator)
+    else:
+        session.wrapped, session.optimizer = accelerator.prepare(session.method, session.optimizer)
     with together():
         if checkpoint is not None:
             _restore(session, checkpoint)
         elif not session.main:  # dropout must not be the same in all processes
             torch.manual_seed(_process_seed(config.seed, accelerator.process_index))
     return session
+
+
+def _in_precision(method: Method, accelerator: Accelerator) -> Any:
+    """The method's step in the mixed precision of the run, as accelerate does for what it wraps itself."""
+
+    def forward(*arguments: Any) -> Any:
+        with accelerator.autocast():
+            return method(*arguments)
+
+    return forward
 
 
 def _build(config: Config, out: Path, checkpoint: Checkpoint | None, accelerator: Accelerator, ui: TrainUI) -> Session:
@@ -125,6 +142,8 @@ def _build(config: Config, out: Path, checkpoint: Checkpoint | None, accelerator
         building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     source = open_source(config.data)
     _fast_check(source, config, ui)
+    if config.train.shard and config.train.precision == "fp16":
+        raise ConfigError("train.shard does not go with train.precision fp16; use bf16")
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
     if checkpoint is None and config.train.begin_with is not None:
@@ -132,6 +151,8 @@ def _build(config: Config, out: Path, checkpoint: Checkpoint | None, accelerator
     initial = _checksum(method)
     if config.train.precision == "fp64":
         method.double()
+    if checkpoint is not None:
+        load_model(method.segmenter, checkpoint, checkpoint_path(out, "last"))
     if method.wants_unlabeled and not source.unlabeled:
         raise DataError(
             f"{source.root}: no unlabelled image, which method {config.method.name} learns from; add images without "
@@ -218,15 +239,18 @@ def start_processes(config: Config) -> Accelerator:
         )
     if on_cpu and precision == "fp16":
         raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view"):
-        warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
+    # Some of transformers' backbones have layers that their feature maps do not need; looking for them takes time.
+    unused = config.model.encoder not in {*MIT_PRESETS, "segformer"}
+    harmless_remarks = ("`broadcast_buffers` is deprecated", "Grad strides do not match", "find_unused_parameters=True")
+    for harmless in harmless_remarks:
+        warnings.filterwarnings("ignore", message=f".*{harmless}")  # of data parallelism
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,
         gradient_accumulation_steps=config.optim.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused)],
     )
 
 
@@ -243,18 +267,23 @@ def meta(session: Session) -> dict[str, Any]:
 
 
 def tensors(session: Session) -> dict[str, Tensor]:
-    """Network, method state and momentum."""
-    tensors = model_tensors(session.method.segmenter)
+    """Network, method state and momentum; all processes call this together."""
+    tensors = network_tensors(session)
     for name, tensor in session.method.state_dict().items():
         if not name.startswith("segmenter."):
             tensors[f"method.{name}"] = tensor
     names = {id(parameter): name for name, parameter in session.method.named_parameters()}
     for parameter, memory in session.optimizer.state.items():
         if memory.get("momentum_buffer") is not None:
-            tensors[f"momentum.{names[id(parameter)]}"] = memory["momentum_buffer"]
+            tensors[f"momentum.{names[id(parameter)]}"] = whole(memory["momentum_buffer"])
     if session.watched is not None:
         tensors["health.watched"] = torch.from_numpy(session.watched)
     return tensors
+
+
+def network_tensors(session: Session) -> dict[str, Tensor]:
+    """The network as checkpoints hold it; all processes call this together."""
+    return {name: whole(tensor) for name, tensor in model_tensors(session.method.segmenter).items()}
 
 
 def random_states(session: Session) -> dict[str, Tensor]:
@@ -277,7 +306,6 @@ def _process_seed(seed: int, number: int) -> int:
 def _restore(session: Session, checkpoint: Checkpoint) -> None:
     """Take everything back from a checkpoint."""
     path = checkpoint_path(session.out, "last")
-    load_model(session.method.segmenter, checkpoint, path)
     require_same_images(checkpoint, session.source, path)
     if session.accelerator.scaler is not None:
         session.accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])
@@ -288,7 +316,7 @@ def _restore(session: Session, checkpoint: Checkpoint) -> None:
                 own[name].copy_(checkpoint.tensors[f"method.{name}"])
         named = dict(session.method.named_parameters())
         for name, buffer in checkpoint.part("momentum.").items():
-            session.optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name])
+            session.optimizer.state[named[name]]["momentum_buffer"] = like(buffer, named[name])
         number = session.accelerator.process_index
         if number and _rng("cpu", number) not in checkpoint.tensors:  # the run had fewer processes
             torch.manual_seed(_process_seed(session.config.seed + checkpoint.meta["state"]["step"], number))

@@ -226,11 +226,11 @@ def _log_means(session: Session, log: RunLog | None) -> None:
 def _save_last(session: Session, *, keep: bool = False) -> None:
     _settle(session)
     session.state.peak_memory = max(session.state.peak_memory, peak_memory(session.accelerator.device))
-    states = random_states(session)
+    content = tensors(session) | random_states(session)
     with together():
         if session.main:
             last = checkpoint_path(session.out, "last")
-            save_checkpoint(last, tensors(session) | states, meta(session))
+            save_checkpoint(last, content, meta(session))
             if keep:
                 with atomic_path(kept_path(session.out, session.state.step)) as path:
                     shutil.copyfile(last, path)

@@ -6,10 +6,11 @@ from typing import Any
 
 from allspark.distributed import together
 from allspark.engine import health
-from allspark.engine.checkpoint import checkpoint_path, model_tensors, save_checkpoint
+from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
 from allspark.engine.evaluate import evaluate
 from allspark.engine.log import RunLog
-from allspark.engine.session import Session, meta
+from allspark.engine.session import Session, meta, network_tensors
+from allspark.engine.sharding import put_together
 from allspark.inference.predictor import Predictor
 
 
@@ -18,27 +19,32 @@ def validate(session: Session, log: RunLog | None) -> None:
     state, config, source = session.state, session.config, session.source
     predictor = Predictor(session.method.segmenter, config.eval, session.accelerator.device)
     row: dict[str, Any] = {"step": state.step, "epoch": state.step / session.steps_per_epoch}
-    if source.val:
-        scores = evaluate(
-            predictor,
-            source.val,
-            source,
-            workers=config.data.workers,
-            max_pixels=config.data.max_pixels,
-            on_bad=(lambda error: session.ui.note(f"skipped: {error}")) if config.data.on_bad_image == "skip" else None,
-        )
-        state.last = scores.miou
-        best = state.best is None or scores.miou > state.best
-        row |= {**scores.to_json(source.classes), "best": best}
-        if best:
-            state.best, state.best_step = scores.miou, state.step
+    with put_together(session.method.segmenter):
+        if source.val:
+            scores = evaluate(
+                predictor,
+                source.val,
+                source,
+                workers=config.data.workers,
+                max_pixels=config.data.max_pixels,
+                on_bad=(lambda error: session.ui.note(f"skipped: {error}"))
+                if config.data.on_bad_image == "skip"
+                else None,
+            )
+            state.last = scores.miou
+            best = state.best is None or scores.miou > state.best
+            row |= {**scores.to_json(source.classes), "best": best}
+            if best:
+                state.best, state.best_step = scores.miou, state.step
+        with together():
+            if log is not None:  # the process that writes
+                _examine(session, predictor, row)
+    content = network_tensors(session) if row.get("best") else {}
     with together():
-        if log is None:  # another process writes
+        if log is None:
             return
-        if row.get("best"):
-            best_path = checkpoint_path(session.out, "best")
-            save_checkpoint(best_path, model_tensors(session.method.segmenter), meta(session))
-        _examine(session, predictor, row)
+        if content:
+            save_checkpoint(checkpoint_path(session.out, "best"), content, meta(session))
         log.write(row)
     session.ui.row(row)
 
