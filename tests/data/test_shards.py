@@ -171,6 +171,23 @@ def test_damaged_tars_end_in_the_documented_error(tmp_path, pool, data):
         assert "\n" not in str(error) and "bad.tar" in str(error)
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_indices_end_in_the_documented_error(pool, data):
+    tar, index = pool / "pool-2.tar", pool / "pool-2.tar.index"
+    index.unlink(missing_ok=True)
+    Shards([tar])
+    content = bytearray(index.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    index.write_bytes(content)
+    try:
+        for sample in Shards([tar]):
+            read_image(sample.image, 10**6)
+    except DataError as error:
+        assert "\n" not in str(error) and "pool-2.tar" in str(error)
+
+
 def config_of(order, buffer=4096):
     return DataConfig(unlabeled_order=order, shuffle_buffer=buffer)
 

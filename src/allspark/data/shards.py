@@ -100,6 +100,7 @@ class _Index:
             stat = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
+        self._length = stat.st_size
         wanted = {"magic": _MAGIC, "size": stat.st_size, "modified": stat.st_mtime_ns}
         places = _places(path)
         for place in places:
@@ -124,6 +125,8 @@ class _Index:
         """The image at a place."""
         offset, size, end = (int(value) for value in self._entries[place])
         start = int(self._entries[place - 1]["name"]) if place else 0
+        if not offset + size <= self._length or not start <= end <= len(self._names):
+            raise DataError(f"{self._path}: its index {self._place} is damaged; remove it, it is made anew")
         return Member(self._path, bytes(self._names[start:end]).decode("utf-8", "surrogateescape"), offset, size)
 
     def _open(self, place: Path, wanted: dict[str, object]) -> bool:
@@ -138,6 +141,7 @@ class _Index:
             return False  # missing or damaged: it is made anew
         if head != wanted or length != begin + count * _ENTRY.itemsize + names or not count:
             return False
+        self._place = place
         self._entries: NDArray[np.void] = np.memmap(place, _ENTRY, "r", begin, (count,))
         self._names: NDArray[np.uint8] = np.memmap(place, np.uint8, "r", begin + self._entries.nbytes, (names,))
         return int(self._entries[-1]["name"]) == names
