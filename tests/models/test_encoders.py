@@ -15,7 +15,7 @@ from transformers import (
 
 from allspark.config import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
-from allspark.models.encoders import MIT_PRESETS, build_encoder, resolve_encoder
+from allspark.models.encoders import MIT_PRESETS, build_encoder, freeze_unused, resolve_encoder
 from allspark.models.segmenter import build_segmenter
 
 TINY = {
@@ -197,3 +197,15 @@ def test_fields_that_a_hub_file_holds_and_transformers_no_longer_knows_do_no_har
     resolved = resolve_encoder(ModelConfig(encoder=str(tmp_path), pretrained="none"))
     assert "of_an_old_version" not in resolved.encoder_config
     assert build_encoder(resolved).channels == encoder.channels
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_parameters_that_get_no_gradient_are_found(name):
+    encoder = build_encoder(tiny(name))
+    freeze_unused(encoder)
+    frozen = {key for key, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    norm = {"body.swin.layernorm.weight", "body.swin.layernorm.bias"}
+    assert frozen == {"swin": norm, "dinov2": {"body.embeddings.mask_token"}}.get(name, set())
+    encoder.train()
+    sum(feature.sum() for feature in encoder(torch.randn(2, 3, 70, 50))).backward()
+    assert {key for key, parameter in encoder.named_parameters() if parameter.grad is None} == frozen

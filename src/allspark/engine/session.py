@@ -47,7 +47,7 @@ from allspark.engine.ui import TrainUI
 from allspark.errors import CheckpointError, ConfigError, DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
-from allspark.models.encoders import MIT_PRESETS, resolve_encoder
+from allspark.models.encoders import freeze_unused, resolve_encoder
 from allspark.settings import save_config
 
 
@@ -104,6 +104,8 @@ def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerat
     with together():
         checkpoint = look_at(out, resume)
         session = _build(config, out, checkpoint, accelerator, ui)
+    if accelerator.num_processes > 1:
+        freeze_unused(session.method.segmenter.encoder)
     synchronise_norms(session.method, accelerator.device)
     if config.train.shard and accelerator.num_processes > 1:
         session.method.to(accelerator.device)
@@ -239,18 +241,15 @@ def start_processes(config: Config) -> Accelerator:
         )
     if on_cpu and precision == "fp16":
         raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    # Some of transformers' backbones have layers that their feature maps do not need; looking for them takes time.
-    unused = config.model.encoder not in {*MIT_PRESETS, "segformer"}
-    harmless_remarks = ("`broadcast_buffers` is deprecated", "Grad strides do not match", "find_unused_parameters=True")
-    for harmless in harmless_remarks:
-        warnings.filterwarnings("ignore", message=f".*{harmless}")  # of data parallelism
+    for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match"):
+        warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,
         gradient_accumulation_steps=config.optim.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

@@ -156,6 +156,22 @@ def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
     return _MixTransformer(body, tuple(config.hidden_sizes), strides, multiple=1)
 
 
+def freeze_unused(encoder: Encoder) -> None:
+    """Tell data parallelism not to wait for gradients that never come.
+
+    Some of transformers' backbones have parameters that no feature map depends on (a last norm, a mask token). They get
+    no gradient in any case; here they are found and marked.
+    """
+    training = encoder.training
+    encoder.eval()
+    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    image = torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype, device=parameters[0].device)
+    total = torch.stack([feature.sum() for feature in encoder(image)]).sum()
+    for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
+        parameter.requires_grad_(gradient is not None)
+    encoder.train(training)
+
+
 def resolve_encoder(config: ModelConfig) -> ModelConfig:
     """Write the encoder out, so that a saved run opens without network or the original folder.
 
