@@ -143,6 +143,24 @@ def agree(code: int) -> int:
     return int(verdict)
 
 
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Part from the other processes at the end, also when all fail for one reason, so that none is torn away."""
+    try:
+        yield
+    except UserError:
+        _leave()
+        raise
+    agree(GO)  # all are here
+    _leave()
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        _control.cache_clear()
+        dist.destroy_process_group()
+
+
 def everyone(value: Any) -> list[Any]:
     """What each process has, in the order of their ranks; for small objects."""
     if processes() == 1:

@@ -91,13 +91,22 @@ def test_two_processes_train_what_one_does(scenes, tmp_path, changes):
     assert "Warning" not in done.stderr
 
 
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+    # With --multi_gpu also on CPUs, where `accelerate launch` would start one process otherwise.
+    "accelerate": [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(30000 + os.getpid() % 9000)),
+    ],
+}
+
+
 @pytest.mark.slow
-def test_torchrun_starts_the_same(scenes, tmp_path):
-    """(`accelerate launch` starts its processes by torchrun, on GPUs only.)"""
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_other_launchers_start_the_same(scenes, tmp_path, launcher):
     run(command(scenes, tmp_path / "own", 2, *batches(2)))
     python, _, module, *arguments = command(scenes, tmp_path / "other", 1, *batches(2))
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = run([python, *torchrun, "-m", module, *arguments])
+    done = run([python, *launcher, "-m", module, *arguments])
     assert_same_training(tmp_path / "own", tmp_path / "other", tolerance=0)
     assert done.stdout.count("mIoU") == 2
 
