@@ -242,7 +242,7 @@ def test_training_sees_the_pool(training, order):
 
 
 def test_check_looks_into_the_pool(training, pool):
-    write(pool / "pool-3.tar", [("broken.png", picture(3)[:60])])
+    write(pool / "pool-3.tar", [("broken.png", picture(3)[:20])])
     source = open_source(training.data)
     for fast in (True, False):
         report = check(source, crop=None, max_pixels=10**6, workers=1, fast=fast)

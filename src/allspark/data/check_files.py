@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -194,13 +195,11 @@ def _decodes(path: Path, max_pixels: int) -> bool:
 
 def _size_in_head(path: Path | Member, max_pixels: int) -> tuple[int, int]:
     """Width and height as shown, from the header alone."""
-    if isinstance(path, Member):
-        return read_image(path, max_pixels).size
-    if path.suffix == ".mat":
+    if isinstance(path, Path) and path.suffix == ".mat":
         mask = read_mask(path)
         return mask.shape[1], mask.shape[0]
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path) as image:
             width, height = image.size
             # Of a PNG without EXIF at its beginning, Pillow would decode all pixels to look for it at the end.
             begins = image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info
