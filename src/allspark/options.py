@@ -151,9 +151,14 @@ def chosen(
     else:
         raise ConfigError(f"say what to train: --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
     config = apply_overrides(config, changes)
-    given = {key: path.absolute() if path.exists() else path for key, path in paths.items() if path is not None}
+    given = {key: path.absolute() if _is_here(path) else path for key, path in paths.items() if path is not None}
     data = config.data.model_copy(update=given)
     return config.model_copy(update={"data": data}), out or Path("runs") / name
+
+
+def _is_here(path: Path) -> bool:
+    """Whether a path, or a pattern of tar files, is meant from the current folder."""
+    return path.exists() or any(path.parent.glob(path.name) if path.suffix == ".tar" else ())
 
 
 def predictor(run: Run, mode: str | None) -> Predictor:

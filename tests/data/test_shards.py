@@ -292,3 +292,12 @@ def test_options_that_do_not_fit_are_one_line(training, pool, tiny_folder):
         TrainStream(open_source(config.data), config, want_unlabeled=True)
     with pytest.raises(DataError, match=r"data.unlabeled: no such list or tar file .*none.tar"):
         open_source(DataConfig(root=tiny_folder, unlabeled=pool / "none.tar"))
+
+
+def test_a_pattern_is_meant_from_where_it_was_given(pool, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(pool.parent)
+    options = [part for change in TINY for part in ("--set", change)]
+    command = ["train", "--recipe", "folder", "--data", str(tiny_folder), "--unlabeled", f"{pool.name}/pool-[01].tar"]
+    assert main([*command, "--out", str(tmp_path / "run"), *options]) == 0
+    monkeypatch.chdir("/")
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
