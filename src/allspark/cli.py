@@ -199,15 +199,13 @@ def train(
         return
     follow_parent()
 
-    from allspark.distributed import leaving
     from allspark.engine.train import train as run_training
     from allspark.engine.ui import RichUI
     from allspark.terminal import print_result, stderr
 
     if resume and not (out / "checkpoints").is_dir():
         typer.echo(f"note: nothing to go on with in {out}, a new run begins", err=True)
-    with leaving():
-        result = run_training(config, out, resume=resume, ui=RichUI(stderr()))
+    result = run_training(config, out, resume=resume, ui=RichUI(stderr()))
     if _main_process():
         print_result(result)
 

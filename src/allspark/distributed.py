@@ -7,6 +7,7 @@ averages gradients), so a tensor that all processes share receives the sum of wh
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -143,21 +144,14 @@ def agree(code: int) -> int:
     return int(verdict)
 
 
-@contextmanager
-def leaving() -> Iterator[None]:
-    """Part from the other processes at the end, also when all fail for one reason, so that none is torn away."""
-    try:
-        yield
-    except UserError:
-        _leave()
-        raise
-    agree(GO)  # all are here
-    _leave()
+@cache
+def leave_at_exit() -> None:
+    """Part from the other processes before Python takes its modules apart, where a thread of gloo's would abort it."""
+    atexit.register(_leave)
 
 
 def _leave() -> None:
     if dist.is_available() and dist.is_initialized():
-        _control.cache_clear()
         dist.destroy_process_group()
 
 
