@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import fields, replace
@@ -296,6 +298,35 @@ def test_an_error_of_the_consumer_ends_the_workers(source, config):
         next(stream)
         raise KeyError
     assert set(children()) <= before
+
+
+ORPHANS = """
+import os, signal, sys
+from allspark.config import Config
+from allspark.data.folder import open_folder
+from allspark.data.loading import train_batches
+from allspark.settings import apply_overrides
+
+config = apply_overrides(Config(), [f"data.root={sys.argv[1]}", "data.crop=32", "data.workers=2"])
+source = open_folder(config.data)
+fork = os.fork
+
+def fork_and_die():
+    child = fork()
+    if child:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return child
+
+os.fork = fork_and_die
+next(train_batches(source, config, start_step=0, total_steps=2, want_unlabeled=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_worker_ends_when_its_parent_is_killed_as_it_starts(tiny_folder):
+    # The pipe of standard output ends only when no process holds it any more.
+    done = subprocess.run([sys.executable, "-c", ORPHANS, str(tiny_folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_a_killed_worker_ends_in_one_line(source, config):

@@ -8,6 +8,7 @@ of workers, and each of several processes takes its slice of the same global bat
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -186,6 +187,7 @@ def train_batches(
         sampler=range(start_step * config.optim.accumulate, total_steps * config.optim.accumulate),
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=partial(_only_under, os.getpid()),
         pin_memory=pin_memory and torch.cuda.is_available(),
         # Without one of its own, the loader would draw from torch's global generator, and a resumed run would differ.
         generator=torch.Generator(),
@@ -305,6 +307,12 @@ def _eval_item(sample: Sample, source: Source, max_pixels: int) -> EvalItem:
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
+
+
+def _only_under(parent: int, worker: int) -> None:
+    """End a worker whose parent was killed before it began: torch's own watch would take the new parent for the old."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _as_it_is(item: Any) -> Any:
