@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from allspark.errors import UserError
+from allspark.host_memory import keep_freed_memory
 from allspark.subcommands import config_app, prepare_app
 
 app = typer.Typer(
@@ -50,6 +51,8 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click'
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for wrong input, 130 or 143 when interrupted."""
+    if argv is None:  # this process is ours
+        keep_freed_memory()
     arguments = sys.argv[1:] if argv is None else argv
     try:
         status = int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)

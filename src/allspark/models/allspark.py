@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from allspark.distributed import gathered
 from allspark.errors import CheckpointError
 from allspark.models.attention import channel_attention
+from allspark.models.products import mix_channels
 from allspark.types import Guide
 
 Grouping = Literal["class-scores", "paper", "off"]
@@ -50,7 +51,7 @@ class ChannelAttention(nn.Module):
         """Self-attention of unlabelled images, (u, c, n) -> (u, c, n): c x c scores in each head."""
         u, c, n = channels.shape
         heads = (u * self.num_heads, c, n)
-        q, k, v = (_mix(layer, channels).view(heads) for layer in (self.query, self.key, self.value))
+        q, k, v = (mix_channels(layer.weight, channels).view(heads) for layer in (self.query, self.key, self.value))
         attended = self._attend(q, k, v).view(u, self.num_heads, c, n)
         # Published weights split heads in blocks but join them channel by channel: (c, heads), not (heads, c).
         return self._project(attended.transpose(1, 2).reshape(u, -1, n))
@@ -65,8 +66,8 @@ class ChannelAttention(nn.Module):
             source: what they are reborn from, (s, c, n): all its s x heads x c channels are keys for every image.
                 None: each image attends to its own channels (inference).
         """
-        q = _mix(self.query, channels)  # (b, heads * c, n)
-        k, v = (_mix(layer, channels if source is None else source) for layer in (self.key, self.value))
+        q = mix_channels(self.query.weight, channels)  # (b, heads * c, n)
+        k, v = (mix_channels(layer.weight, channels if source is None else source) for layer in (self.key, self.value))
         if source is not None:
             k, v = (x.flatten(0, 1).unsqueeze(0) for x in (k, v))  # (1, s * heads * c, n)
         return self._project(self._attend(q, k, v))
@@ -75,7 +76,7 @@ class ChannelAttention(nn.Module):
         return channel_attention(q, k, v, self.dropout if self.training else 0.0)
 
     def _project(self, channels: Tensor) -> Tensor:
-        return F.dropout(_mix(self.out, channels), self.dropout, self.training)
+        return F.dropout(mix_channels(self.out.weight, channels), self.dropout, self.training)
 
 
 class SemanticMemory(nn.Module):
@@ -301,11 +302,6 @@ _PUBLISHED_NAMES = {
 def _one_hot(classes: Tensor, count: int) -> Tensor:
     """(m,) -> (m, count) int64; torch's own reads the values to check them, which waits for the device."""
     return (classes[:, None] == torch.arange(count, device=classes.device)).long()
-
-
-def _mix(layer: nn.Linear, channels: Tensor) -> Tensor:
-    """Apply a linear map to the channel axis of (b, c, n); ``weight @ channels`` would copy the weight b times."""
-    return torch.bmm(layer.weight.expand(len(channels), -1, -1), channels)
 
 
 def _resample(channels: Tensor, grid: Grid, target: Grid) -> Tensor:

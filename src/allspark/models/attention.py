@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from allspark.models.products import add_product, product
+
 _EPS = 1e-5  # of the published instance norm
 _ROWS, _COLUMNS = 1024, 512  # scores that are held at a time on the CPU: they stay in its cache (see benchmarks/)
 
@@ -101,7 +103,7 @@ class _Tiled(torch.autograd.Function):
             for columns in _slices(key.shape[1], _COLUMNS):
                 k = key[g, columns]
                 scores, mask = (x[: len(q) * len(k)].view(len(q), len(k)) for x in (scores_buffer, mask_buffer))
-                torch.mm(q, k.mT, out=scores)
+                scores = product(q, k, scores)
                 new_top = torch.maximum(top, scores.amax(1, keepdim=True))
                 weights = scores.sub_(new_top).exp_()
                 shrink = (top - new_top).exp_()
@@ -109,7 +111,7 @@ class _Tiled(torch.autograd.Function):
                 total.mul_(shrink).add_(weights.sum(1, keepdim=True))
                 if dropout:
                     weights.mul_(keep.draw(mask))
-                o.mul_(shrink).addmm_(weights, value[g, columns])
+                add_product(o.mul_(shrink), weights, value[g, columns].mT)
             log_sum[g, rows] = top + total.log()
             o.div_(total * keep.share)
         ctx.save_for_backward(query, key, value, out, log_sum)
@@ -129,17 +131,17 @@ class _Tiled(torch.autograd.Function):
             for columns in _slices(key.shape[1], _COLUMNS):
                 k, v = key[g, columns], value[g, columns]
                 weights, grad, mask = (x[: len(q) * len(k)].view(len(q), len(k)) for x in buffers)
-                torch.mm(q, k.mT, out=weights)
+                weights = product(q, k, weights)
                 weights.sub_(log_sum[g, rows]).exp_()
-                torch.mm(grad_o, v.mT, out=grad)
+                grad = product(grad_o, v, grad)
                 if ctx.dropout:
                     grad.mul_(keep.draw(mask))
                 grad.sub_(delta[g, rows]).mul_(weights)  # of the scores
                 if ctx.dropout:
                     weights.mul_(mask)
-                grad_value[g, columns].addmm_(weights.mT, grad_o)
-                grad_query[g, rows].addmm_(grad, k)
-                grad_key[g, columns].addmm_(grad.mT, q)
+                add_product(grad_value[g, columns], weights.mT, grad_o.mT)
+                add_product(grad_query[g, rows], grad, k.mT)
+                add_product(grad_key[g, columns], grad.mT, q.mT)
         return grad_query, grad_key, grad_value, None
 
 

@@ -25,7 +25,8 @@ from allspark.config import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.models.dilation import dilate
 from allspark.models.hub import body_from_state, cached_or_hub, load_body
-from allspark.models.mix_ffn import save_gelu_memory
+from allspark.models.mix_ffn import save_memory
+from allspark.models.products import use_faster_products
 from allspark.models.weights import mit_sizes, nvlabs_to_transformers
 
 _WIDE = (64, 128, 320, 512)
@@ -63,6 +64,7 @@ class Encoder(nn.Module):
 
     def __init__(self, body: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], multiple: int) -> None:
         super().__init__()
+        use_faster_products(body)
         self.body = body
         self.channels = channels
         self.strides = strides
@@ -151,7 +153,7 @@ def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
         # Published: 1e-6 in blocks and at stage ends, torch's default in patch embeddings and key reduction.
         if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and ".attention." not in name:
             module.eps = 1e-6
-    save_gelu_memory(body, config)
+    save_memory(body, config)
     strides = tuple(_products(config.strides))
     return _MixTransformer(body, tuple(config.hidden_sizes), strides, multiple=1)
 

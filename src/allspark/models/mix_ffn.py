@@ -1,4 +1,4 @@
-"""A leaner feed-forward block for SegFormer's encoder: the same values, a third less to keep for backward."""
+"""A leaner feed-forward block for SegFormer's encoder: the same values, half as much to keep for backward."""
 
 from __future__ import annotations
 
@@ -9,43 +9,85 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SegformerConfig
 
+from allspark.models.products import linear, weight_gradient
 
-class _GeluLinear(torch.autograd.Function):
-    """gelu(x) Wᵀ + b, whose backward computes gelu(x) again instead of keeping it."""
+_ATEN = torch.ops.aten
+
+
+class _MixFFN(torch.autograd.Function):
+    """gelu(depthwise(x)) Wᵀ + b, keeping x alone; backward computes the convolution and GELU again.
+
+    x (n, h w, c), the tokens of a map of h x w; kernel (c, 1, 3, 3) -> (n, h w, c_out).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, kernel, shift, weight)
+        ctx.grid = grid
+        return linear(F.gelu(_depthwise(x, kernel, shift, grid)), weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        x, kernel, shift, weight = (
+            tensor.to(grad_out.dtype) for tensor in saved
+        )  # forward may have been in a lower one
         rows = grad_out.flatten(0, -2)
-        hidden = F.gelu(x).flatten(0, -2).to(rows.dtype)  # mixed precision: forward ran in that of grad_out
-        grad_x = torch.ops.aten.gelu_backward((grad_out @ weight.to(rows.dtype)).to(x.dtype), x)
-        return grad_x, (rows.mT @ hidden).to(weight.dtype), rows.sum(0).to(weight.dtype)
+        convolved = _depthwise(x, kernel, shift, ctx.grid)
+        grad_weight = weight_gradient(rows, F.gelu(convolved).flatten(0, -2))
+        grad = linear(grad_out, weight.mT)
+        grad = _ATEN.gelu_backward.grad_input(grad, convolved, grad_input=grad)
+        del convolved
+        channels = len(kernel)
+        grad_map, grad_kernel, grad_shift = _ATEN.convolution_backward(
+            _map(grad, ctx.grid), _map(x, ctx.grid), kernel, [channels],
+            [1, 1], [1, 1], [1, 1], False, [0, 0], channels, [True] * 3,
+        )  # fmt: skip
+        grads = (_tokens(grad_map), grad_kernel, grad_shift, grad_weight)
+        return *(g.to(t.dtype) for g, t in zip(grads, saved, strict=True)), rows.sum(0).to(weight.dtype), None
 
 
-class GeluLinear(nn.Linear):
-    """A linear layer that applies GELU to its input first. Its parameters are those of the plain layer."""
+class MixFFN(nn.Module):
+    """transformers' SegFormer block of the same parts: fc1, depthwise convolution, GELU, fc2."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., c_in) -> (..., c_out)."""
-        out: Tensor = _GeluLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+    fc1: nn.Linear
+    fc2: nn.Linear
+    dwconv: nn.Module
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """(n, height * width, c) -> the same shape."""
+        depthwise, last = self.dwconv.dwconv, self.fc2
+        assert isinstance(depthwise, nn.Conv2d)
+        out: Tensor = _MixFFN.apply(  # type: ignore[no-untyped-call]
+            self.fc1(tokens), depthwise.weight, depthwise.bias, last.weight, last.bias, (height, width)
+        )
         return out
 
 
-def save_gelu_memory(body: nn.Module, config: SegformerConfig) -> None:
-    """Join GELU and the second linear layer in every Mix-FFN of transformers' SegFormer encoder.
+def save_memory(body: nn.Module, config: SegformerConfig) -> None:
+    """Let every Mix-FFN of transformers' SegFormer encoder keep less; names in checkpoints stay the same.
 
-    At crop 513 the outputs of GELU are the largest tensors that the encoder keeps. Nothing is changed where another
-    activation or dropout lies between; names in checkpoints stay the same.
+    At crop 513 its hidden maps are most of what the encoder keeps. Nothing is changed where another activation or
+    dropout lies between.
     """
     if config.hidden_act != "gelu" or config.hidden_dropout_prob:
         return
     for block in body.modules():
-        second = getattr(block, "fc2", None)
-        if isinstance(second, nn.Linear) and hasattr(block, "activation_fn"):
-            second.__class__ = GeluLinear
-            block.activation_fn = nn.Identity()
+        if all(hasattr(block, part) for part in ("fc1", "dwconv", "fc2")):
+            block.__class__ = MixFFN
+
+
+def _depthwise(tokens: Tensor, kernel: Tensor, shift: Tensor, grid: tuple[int, int]) -> Tensor:
+    return _tokens(F.conv2d(_map(tokens, grid), kernel, shift, padding=1, groups=len(kernel)))
+
+
+def _map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(n, h w, c) -> (n, c, h, w), a view whose memory is channels-last."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def _tokens(maps: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n, h w, c)."""
+    return maps.flatten(2).mT

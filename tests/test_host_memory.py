@@ -1,0 +1,37 @@
+"""Freed memory stays with the process, unless the user has said otherwise."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# How many pages the kernel has to map for a buffer of 32 MB that was freed before.
+SCRIPT = """
+import resource, sys
+import numpy as np
+from allspark.host_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(4 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+"""
+
+
+def faults(keep, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", SCRIPT, "keep" if keep else "plain"]
+    return int(subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.confstr("CS_GNU_LIBC_VERSION") is None, reason="glibc alone does so")
+def test_a_freed_buffer_is_used_again():
+    assert faults(keep=True) < 100
+    assert faults(keep=False) > 4000
+    assert faults(keep=True, MALLOC_TRIM_THRESHOLD_="0", MALLOC_MMAP_THRESHOLD_="100000") > 4000
