@@ -51,9 +51,18 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click'
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for wrong input, 130 or 143 when interrupted."""
-    if argv is None:  # this process is ours
-        keep_freed_memory()
-    arguments = sys.argv[1:] if argv is None else argv
+    if argv is not None:
+        return _run(argv)
+    keep_freed_memory()  # this process is ours
+    status = _run(sys.argv[1:])
+    if "torch.distributed" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from allspark.distributed import leave
+
+        leave(status)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     try:
         status = int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
         return _fail("interrupted", status) if status == _CTRL_C else status

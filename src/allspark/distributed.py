@@ -7,11 +7,12 @@ averages gradients), so a tensor that all processes share receives the sum of wh
 
 from __future__ import annotations
 
-import atexit
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -145,14 +146,16 @@ def agree(code: int) -> int:
 
 
 @cache
-def leave_at_exit() -> None:
-    """Part from the other processes before Python takes its modules apart, where a thread of gloo's would abort it."""
-    atexit.register(_leave)
+def leave(status: int) -> NoReturn:
+    """Part from the other processes and end this one at once.
 
-
-def _leave() -> None:
+    A thread of gloo's can abort a process while Python takes its modules apart, which this leaves out.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def everyone(value: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from allspark.data.check import check
 from allspark.data.loading import steps_per_epoch
 from allspark.data.partitions import partition_of
 from allspark.data.source import Source
-from allspark.distributed import everyone, leave_at_exit, synchronise_norms, together
+from allspark.distributed import everyone, synchronise_norms, together
 from allspark.engine.checkpoint import (
     Checkpoint,
     begin_with,
@@ -245,15 +245,12 @@ def start_processes(config: Config) -> Accelerator:
         warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,
         gradient_accumulation_steps=config.optim.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.num_processes > 1:
-        leave_at_exit()
-    return accelerator
 
 
 def meta(session: Session) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _depthwise(tokens: Tensor, kernel: Tensor, shift: Tensor, grid: tuple[int, i
 
 def _map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(n, h w, c) -> (n, c, h, w), a view whose memory is channels-last."""
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
 
 
 def _tokens(maps: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Matrix products at the full width of the CPU's vector units.
 
 Torch multiplies float32 matrices with Intel's MKL, which on AMD processors runs its code for vectors of half their
-width. oneDNN, which torch brings along for convolutions, asks the processor itself and is about twice as fast there. The
-arithmetic is the same, float32 throughout; only the order of the sums differs.
+width. oneDNN, which torch brings along for convolutions, asks the processor itself and is about twice as fast there.
+The arithmetic is the same, float32 throughout; only the order of the sums differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def mkl_is_held_back() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than MKL on this machine."""
     info = Path("/proc/cpuinfo")
     processor = info.read_text() if info.exists() else platform.processor()
-    return "AuthenticAMD" in processor and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    libraries = (torch.backends.mkl, torch.backends.mkldnn)
+    return "AuthenticAMD" in processor and all(library.is_available() for library in libraries)
 
 
 def product(a: Tensor, b: Tensor, buffer: Tensor | None = None) -> Tensor:
