@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from allspark.methods.losses import ohem_cross_entropy
+from allspark.models.logits import Logits
 
 GOLDEN = np.load(Path(__file__).parent / "ohem.npz")
 
@@ -15,7 +16,7 @@ def test_ohem_equals_the_published_implementation(case):
     logits = torch.from_numpy(values["logits"])
     assert logits.dtype == torch.float64
     loss = ohem_cross_entropy(
-        logits,
+        Logits.of_pixels(logits),
         torch.from_numpy(values["target"]),
         threshold=float(values["thresh"]),
         min_kept=int(values["min_kept"]),

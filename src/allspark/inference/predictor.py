@@ -16,7 +16,9 @@ from torch.func import functional_call
 from allspark.config import EvalConfig
 from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
-from allspark.inference.window import plan, softmax, windowed
+from allspark.inference.window import plan, windowed
+from allspark.models.logits import Logits
+from allspark.models.segmenter import Segmenter
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -75,8 +77,9 @@ class Predictor:
             ConfigError: the image does not fit into memory.
         """
         with self._running(image):
-            scores = self._scores(image)
-            return softmax(scores) if self.config.mode == "whole" else scores
+            if self.config.mode == "window":
+                return self._windowed(image)
+            return self._forward(image).probabilities()
 
     def labels(self, image: Tensor) -> Tensor:
         """Return the most probable class of each pixel; in whole mode without computing probabilities.
@@ -91,7 +94,9 @@ class Predictor:
             ConfigError: the image does not fit into memory.
         """
         with self._running(image):
-            return self._scores(image).argmax(1)
+            if self.config.mode == "window":
+                return self._windowed(image).max(1).indices
+            return self._forward(image).labels()
 
     def predict(self, image: Image.Image | NDArray[np.uint8]) -> Prediction:
         """Predict one image.
@@ -105,33 +110,28 @@ class Predictor:
         """
         tensor = torch.from_numpy(normalize(_pixels(image)))[None]
         with self._running(tensor):
-            scores = self._scores(tensor)[0]
-            best, mask = scores.max(0)
-            if self.config.mode == "whole":  # softmax at its maximum, without storing the rest
-                wide = torch.promote_types(scores.dtype, torch.float32)
-                best = (best.to(wide) - scores.to(wide).logsumexp(0)).exp()
+            best, mask = self._windowed(tensor).max(1) if self.config.mode == "window" else self._forward(tensor).best()
             # rounding may lift a probability above 1 by some 1e-7
-            confidence = best.float().clamp_(max=1)
-            return Prediction(mask.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+            confidence = best[0].float().clamp_(max=1)
+            return Prediction(mask[0].to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
 
-    def _scores(self, image: Tensor) -> Tensor:
-        """Return logits in whole mode, averaged probabilities in window mode: their argmax is the mask."""
+    def _windowed(self, image: Tensor) -> Tensor:
+        """Averaged probabilities (b, k, H, W) of overlapping windows."""
+        window, stride, batch = self.config.window, self.config.stride, self.config.batch
+        return windowed(self._forward, image.to(self.device, non_blocking=True), window, stride, batch)
+
+    def _forward(self, image: Tensor) -> Logits:
         image = image.to(self.device, non_blocking=True)
-        if self.config.mode == "whole":
-            return self._forward(image)
-        return windowed(self._forward, image, self.config.window, self.config.stride, self.config.batch)
-
-    def _forward(self, image: Tensor) -> Tensor:
-        result: Tensor
+        named = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
+        copies = {}
         if self.config.precision == "fp64":
             # double copies of weights that are not double: the model itself, perhaps in training, stays as it is
-            named = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
             copies = {name: value.double() for name, value in named if value.is_floating_point()}
-            result = functional_call(self.segmenter, copies, (image.double(),))
-        else:
-            first = next(self.segmenter.parameters(), image)  # a model in double is not fed single
-            result = self.segmenter(image.to(first.dtype))
-        return result
+        # a model in double is not fed single
+        image = image.double() if copies else image.to(named[0][1].dtype if named else image.dtype)
+        if not isinstance(self.segmenter, Segmenter):
+            return Logits.of_pixels(functional_call(self.segmenter, copies, (image,)))
+        return self.segmenter.sized(functional_call(self.segmenter, copies, (image,), {"coarse": True}), image)
 
     @contextmanager
     def _running(self, image: Tensor) -> Iterator[None]:

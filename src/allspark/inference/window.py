@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from allspark.models.logits import Logits
+
 Box = tuple[int, int, int, int]
 """top, left, bottom, right [pixels]; bottom and right are exclusive."""
 
@@ -49,12 +51,12 @@ def _starts(length: int, window: int, stride: float) -> list[int]:
 
 
 def windowed(
-    forward: Callable[[Tensor], Tensor], image: Tensor, window: tuple[int, int], stride: float, batch: int
+    forward: Callable[[Tensor], Logits], image: Tensor, window: tuple[int, int], stride: float, batch: int
 ) -> Tensor:
     """Average the class probabilities of overlapping windows.
 
     Args:
-        forward: maps crops (n, 3, h, w) to logits (n, k, h, w), each crop on its own.
+        forward: maps crops (n, 3, h, w) to their logits, each crop on its own.
         image: (b, 3, H, W).
         window: height and width of a window [pixels].
         stride: distance of two windows as a fraction of the window.
@@ -70,19 +72,16 @@ def windowed(
     for start in range(0, len(jobs), batch):
         chunk = jobs[start : start + batch]
         crops = torch.stack([image[i, :, top:bottom, left:right] for i, (top, left, bottom, right) in chunk])
-        probabilities = softmax(forward(crops))  # (n, k, h, w)
-        if total is None:
-            total = probabilities.new_zeros(len(image), probabilities.shape[1], height, width)
-        for (i, (top, left, bottom, right)), part in zip(chunk, probabilities, strict=True):
-            total[i, :, top:bottom, left:right] += part
+        logits = forward(crops)
+        for crops_here, rows, band in logits.bands():
+            probabilities = band.softmax(1)  # (n', k, r, w)
+            if total is None:
+                total = probabilities.new_zeros(len(image), probabilities.shape[1], height, width)
+            for (i, (top, left, _, right)), part in zip(chunk[crops_here], probabilities, strict=True):
+                total[i, :, top + rows.start : top + rows.stop, left:right] += part
     if total is None:
         raise ValueError("no image to predict: the batch is empty")
     count = total.new_zeros(height, width)
     for top, left, bottom, right in boxes:
         count[top:bottom, left:right] += 1
     return total.div_(count)
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """Return class probabilities (b, k, H, W) in float32, or in float64 where the logits are."""
-    return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from allspark.config import Config
 from allspark.methods.losses import labeled_loss
+from allspark.models.logits import Logits
 from allspark.models.segmenter import Segmenter, build_segmenter
 from allspark.types import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
 
@@ -22,7 +23,7 @@ class Method(nn.Module):
 
     Attributes:
         segmenter: the network that is evaluated, saved and exported.
-        labeled_loss: of logits (b, k, H, W) and masks (b, H, W), as configured.
+        labeled_loss: of logits and masks (b, H, W), as configured.
         wants_unlabeled: False for methods that learn from labels alone.
     """
 
@@ -46,21 +47,21 @@ class Method(nn.Module):
 
 
 @torch.no_grad()
-def eval_logits(segmenter: Segmenter, image: Float[Tensor, "u 3 H W"]) -> Float[Tensor, "u k H W"]:
-    """Logits (u, k, H, W) of an eval-mode pass that leaves the mode as it was.
+def eval_logits(segmenter: Segmenter, image: Float[Tensor, "u 3 H W"]) -> Logits:
+    """Logits of an eval-mode pass that leaves the mode as it was.
 
     (Not ``inference_mode``: its tensors could not be saved for backward as targets.)
     """
     training = segmenter.training
     segmenter.eval()
-    logits: Tensor = segmenter(image)
+    logits = segmenter.logits(image)
     segmenter.train(training)
     return logits
 
 
-def hard_labels(logits: Float[Tensor, "u k H W"], batch: UnlabeledBatch) -> Int[Tensor, "u H W"]:
+def hard_labels(logits: Logits, batch: UnlabeledBatch) -> Int[Tensor, "u H W"]:
     """Pseudo-labels (u, H, W): the best class of every pixel, no threshold; padding is ignored."""
-    labels = logits.argmax(1)
+    labels = logits.labels()
     return labels if batch.valid is None else labels.masked_fill(~batch.valid, IGNORE)
 
 

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from allspark.config import MethodConfig
 from allspark.distributed import mean_count
+from allspark.models.logits import Logits
 from allspark.types import IGNORE
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (b, k, H, W) and target (b, H, W), class ids or IGNORE -> a scalar."""
+Loss = Callable[[Logits, Tensor], Tensor]
+"""Logits and target (b, H, W), class ids or IGNORE -> a scalar."""
 
 
 def labeled_loss(config: MethodConfig) -> Loss:
@@ -25,23 +25,23 @@ def labeled_loss(config: MethodConfig) -> Loss:
     return cross_entropy
 
 
-def cross_entropy(logits: Float[Tensor, "b k H W"], target: Int[Tensor, "b H W"]) -> Float[Tensor, ""]:
+def cross_entropy(logits: Logits, target: Int[Tensor, "b H W"]) -> Float[Tensor, ""]:
     """Mean cross-entropy over the pixels that are not ignored; 0 where all are.
 
     Args:
-        logits: (b, k, H, W).
+        logits: of b images.
         target: (b, H, W), class ids or IGNORE.
 
     Returns:
         A scalar. (Torch's own mean is NaN where every pixel is ignored.) Where several processes train, the pixels of
         all of them are counted: their mean of this is the mean over all pixels, as one process would compute it.
     """
-    total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+    total = logits.losses(target).sum()
     return total / mean_count((target != IGNORE).sum()).to(total.dtype)
 
 
 def ohem_cross_entropy(
-    logits: Float[Tensor, "b k H W"], target: Int[Tensor, "b H W"], *, threshold: float, min_kept: int
+    logits: Logits, target: Int[Tensor, "b H W"], *, threshold: float, min_kept: int
 ) -> Float[Tensor, ""]:
     """Cross-entropy over the hard pixels (online hard example mining, Shrivastava et al., CVPR 2016).
 
@@ -49,7 +49,7 @@ def ohem_cross_entropy(
     of the batch, each process for its own, count (more where some are equally hard; all where there are no more).
 
     Args:
-        logits: (b, k, H, W).
+        logits: of b images.
         target: (b, H, W), class ids or IGNORE.
         threshold: probability up to which a pixel is hard, 0 to 1.
         min_kept: pixels of the whole batch that count at least.
@@ -57,7 +57,7 @@ def ohem_cross_entropy(
     Returns:
         A scalar, the mean over the pixels that count; 0 where every pixel is ignored.
     """
-    losses = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")  # (b, H, W), -log probability
+    losses = logits.losses(target)  # (b, H, W), -log probability
     valid = target != IGNORE
     with torch.no_grad():
         probability = torch.exp(-losses.detach()).masked_fill(~valid, 1).flatten()

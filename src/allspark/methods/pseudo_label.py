@@ -21,12 +21,14 @@ class PseudoLabel(Method):
         assert unlabeled is not None
         pseudo_labels = hard_labels(eval_logits(self.segmenter, unlabeled.image), unlabeled)  # (u, H, W)
 
-        logits = self.segmenter(torch.cat([labeled.image, unlabeled.image]))  # (l + u, k, H, W)
-        logits_l, logits_u = logits.tensor_split([len(labeled.image)])
+        logits = self.segmenter.logits(torch.cat([labeled.image, unlabeled.image]))  # of l + u images
+        logits_l, logits_u = logits.split(len(labeled.image))
 
         loss_l = self.labeled_loss(logits_l, labeled.mask)
         loss_u = cross_entropy(logits_u, pseudo_labels)
         loss = (loss_l + loss_u) / 2
         metrics = {"loss_labeled": loss_l.detach(), "loss_unlabeled": loss_u.detach()}
         targets = {"labeled": labeled.mask, "pseudo": pseudo_labels}
-        return StepOutput(loss, metrics, {name: class_pixels(t, logits.shape[1]) for name, t in targets.items()})
+        return StepOutput(
+            loss, metrics, {name: class_pixels(t, self.segmenter.num_classes) for name, t in targets.items()}
+        )

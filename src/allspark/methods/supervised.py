@@ -14,6 +14,6 @@ class Supervised(Method):
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: predict, compare with the mask."""
         labeled = batch.labeled
-        loss = self.labeled_loss(self.segmenter(labeled.image), labeled.mask)
+        loss = self.labeled_loss(self.segmenter.logits(labeled.image), labeled.mask)
         pixels = {"labeled": class_pixels(labeled.mask, self.segmenter.num_classes)}
         return StepOutput(loss, {"loss_labeled": loss.detach()}, pixels)

@@ -1,9 +1,10 @@
 """Logits of every pixel, without ever holding them.
 
-The decoder's logits are a quarter of the image's size, and their bilinear enlargement is the largest tensor of a network
-with many classes: 5 GB for a batch of 8 crops of 801 pixels and 150 classes, and a loss needs several of them. Here labels,
-losses and probabilities are computed in bands of rows that fit into the cache. Bilinear interpolation is linear in each
-axis, so a band is rows @ coarse @ columns with two sparse matrices, the gradient the same with both transposed.
+The decoder's logits have a quarter of the image's height and width, and what they are enlarged to is the largest tensor
+of a network with many classes: 3 GB for eight crops of 801 pixels and 150 classes, of which a loss needs several. Here
+labels, losses and probabilities are computed in bands of rows that fit into the cache. Bilinear interpolation is linear
+in each axis, so a band is rows @ coarse @ columns with two sparse matrices, and its gradient the same with both
+transposed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allspark.models.products import linear
 from allspark.types import IGNORE
 
 Size = tuple[int, int]
@@ -65,7 +67,7 @@ class Logits:
         """The best class of every pixel."""
         out = self.coarse.new_empty(len(self.coarse), *self.size, dtype=torch.int64)
         for images, rows, band in self.bands():
-            out[images, rows] = band.argmax(1)
+            out[images, rows] = band.max(1).indices  # three times as fast as argmax on a CPU
         return out
 
     @torch.no_grad()
@@ -77,6 +79,14 @@ class Logits:
             top, labels[images, rows] = band.max(1)
             probability[images, rows] = (top - band.logsumexp(1)).exp_()
         return probability, labels
+
+    @torch.no_grad()
+    def probabilities(self) -> Float[Tensor, "b k H W"]:
+        """Class probabilities of every pixel."""
+        out = self.coarse.new_empty(*self.coarse.shape[:2], *self.size, dtype=_wide(self.coarse))
+        for images, rows, band in self.bands():
+            out[images, :, rows] = band.softmax(1)
+        return out
 
     def losses(self, target: Int[Tensor, "b H W"]) -> Float[Tensor, "b H W"]:
         """Cross-entropy of every pixel, in float32 or better; 0 where the target is IGNORE."""
@@ -126,7 +136,7 @@ class _PixelLosses(torch.autograd.Function):
             grad = band.sub_(log_sum[images, part].unsqueeze(1)).exp_().mul_(weight)
             grad.scatter_add_(1, wanted.masked_fill(ignored, 0), -weight)
             with _exactly(coarse):
-                grad_coarse[images, :, used] += rows[part, used].mT @ (grad @ columns)
+                grad_coarse[images, :, used] += rows[part, used].mT @ linear(grad, columns.mT)
         return grad_coarse.to(coarse.dtype), None, None, None, None
 
 
@@ -140,7 +150,7 @@ def _bands(coarse: Tensor, rows: Tensor, columns: Tensor, ratio: float) -> Itera
     for first in range(0, len(coarse), at_once):
         images = slice(first, min(first + at_once, len(coarse)))
         with _exactly(coarse):
-            wide = coarse[images].to(columns.dtype) @ columns.mT  # (b', k, h, W)
+            wide = linear(coarse[images].to(columns.dtype), columns)  # (b', k, h, W)
         for top in range(0, height, step):
             part = slice(top, min(top + step, height))
             # One coarse row around each, and one for rounding.

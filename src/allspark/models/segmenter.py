@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from allspark.errors import CheckpointError
 from allspark.models.allspark import AllSparkBottleneck
 from allspark.models.decoders import DeepLabV3Plus, SegformerHead
 from allspark.models.encoders import Encoder, build_encoder, published_encoder
+from allspark.models.logits import Logits
 from allspark.types import Guide
 
 _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
@@ -40,20 +40,30 @@ class Segmenter(nn.Module):
         """Number of classes k."""
         return self.decoder.classifier.out_channels
 
-    def forward(self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None) -> Float[Tensor, "b k H W"]:
+    def forward(
+        self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None, *, coarse: bool = False
+    ) -> Float[Tensor, "b k _ _"]:
         """Return logits (b, k, H, W) of normalised images (b, 3, H, W) of any size.
 
         Args:
             image: in training with a ``guide``, the labelled images come first.
             guide: what the bottleneck needs in training; None is inference.
+            coarse: return what the decoder gives, (b, k, h, w), instead of enlarging it to the image.
         """
-        height, width = image.shape[2:]
         *features, last = self.encoder(image)
         if self.bottleneck is not None:
             last = self.bottleneck(last, guide)
-        logits = self.decoder([*features, last])
-        padded = self.encoder.padded_size((height, width))
-        return F.interpolate(logits, padded, mode="bilinear", align_corners=False)[:, :, :height, :width]
+        logits: Tensor = self.decoder([*features, last])
+        return logits if coarse else self.sized(logits, image).full()
+
+    def logits(self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None) -> Logits:
+        """The same as calling the network, for losses and labels that need not hold the logits of every pixel."""
+        return self.sized(self(image, guide, coarse=True), image)
+
+    def sized(self, coarse: Float[Tensor, "b k _ _"], image: Float[Tensor, "b 3 H W"]) -> Logits:
+        """What the decoder gave for these images, with the size that it is meant for."""
+        size = (image.shape[2], image.shape[3])
+        return Logits(coarse, self.encoder.padded_size(size), size)
 
     @classmethod
     def from_reference(cls, state: Mapping[str, Tensor], dropout: float = 0.1, drop_path: float = 0.1) -> Segmenter:
