@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allspark.errors import CheckpointError
+
+_ATEN = torch.ops.aten
 
 
 class SegformerHead(nn.Module):
@@ -52,13 +54,16 @@ class SegformerHead(nn.Module):
             if projected.shape[2:] != fused.shape[2:]:
                 projected = F.interpolate(projected, fused.shape[2:], mode="bilinear", align_corners=False)
             fused += projected
+            del projected  # as large as the sum
         assert fused is not None
-        # In place, as no gradient needs the values that are overwritten: the widest maps of the network are here.
         normed = self.norm(fused)
+        keep = None
         if self.training and self.dropout:
             keep = normed.new_empty(normed.shape[0], normed.shape[1], 1, 1).bernoulli_(1 - self.dropout)
-            normed.mul_(keep / (1 - self.dropout))  # before the ReLU, with which a factor >= 0 commutes
-        logits: Tensor = self.classifier(F.relu_(normed))
+            keep /= 1 - self.dropout
+        logits: Tensor = _Classify.apply(  # type: ignore[no-untyped-call]
+            normed, keep, self.classifier.weight, self.classifier.bias
+        )
         return logits
 
     @classmethod
@@ -77,6 +82,35 @@ class SegformerHead(nn.Module):
         head = cls(channels, width, num_classes, dropout).to(renamed["classifier.weight"].dtype)
         head.load_state_dict(renamed)
         return head
+
+
+class _Classify(torch.autograd.Function):
+    """classifier(relu(x) * keep); its backward holds one of the network's widest maps where three stood side by side.
+
+    x (b, c, h, w), keep None or (b, c, 1, 1), weight (k, c, 1, 1), bias (k) -> (b, k, h, w).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        hidden = F.relu(x)
+        if keep is not None:
+            hidden.mul_(keep)
+        ctx.save_for_backward(hidden, keep, weight, bias)
+        return F.conv2d(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, keep, weight, bias = ctx.saved_tensors
+        dtype = grad_out.dtype  # mixed precision: forward ran in this one
+        grad, grad_weight, grad_bias = _ATEN.convolution_backward(
+            grad_out, hidden.to(dtype), weight.to(dtype), [len(bias)],
+            [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3,
+        )  # fmt: skip
+        grad = grad.to(hidden.dtype)
+        _ATEN.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad)
+        if keep is not None:
+            grad.mul_(keep)
+        return grad, None, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
 _PUBLISHED_NAMES = {
