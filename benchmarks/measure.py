@@ -7,11 +7,10 @@ import math
 import platform
 import re
 import resource
-import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,51 +35,32 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of one variant."""
+class Turn:
+    """What one process measured of one variant."""
 
     seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Seconds of the middle repeat."""
-        return statistics.median(self.seconds)
+    peak_bytes: int
+    operations: int | None  # None: not counted in this turn
 
 
-def interleaved(works: Mapping[str, Work], repeats: int, warmup: int = 1, device: str = "cpu") -> dict[str, Timing]:
-    """Time the works in turns (A B A B ...), so that a slow moment of the machine meets all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(-warmup, repeats):
-        for name, work in works.items():
-            inputs = work.inputs()
-            _synchronize(device)
-            start = time.perf_counter()
-            work.run(inputs)
-            _synchronize(device)
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+def measure(work: Work, repeats: int, *, count: bool, device: str = "cpu") -> Turn:
+    """Run a work once for warming up, then ``repeats`` times.
 
-
-def peak_memory(work: Work, repeats: int = 2, device: str = "cpu") -> int:
-    """Return the highest memory that ``work`` takes beyond what is held now [bytes].
-
-    On the CPU this is the resident set of the whole process, so measure each variant in a process of its own. The
-    second repeat counts too: an optimiser's state is made in the first.
+    The peak is the highest memory beyond what is held now [bytes]. On the CPU that is the resident set of the whole
+    process, so each turn has a process of its own. The warm-up counts too: an optimiser's state is made in it.
     """
-    inputs = [work.inputs() for _ in range(repeats)]
+    inputs = work.inputs()
     gc.collect()
-    if device == "cuda":
+    before = _start_peak(device)
+    seconds = []
+    for _ in range(1 + repeats):
         _synchronize(device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        _reset_peak()
-        before = _peak_resident()
-    for item in inputs:
-        work.run(item)
-    _synchronize(device)
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident()) - before
+        start = time.perf_counter()
+        work.run(inputs)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    peak = _peak(device) - before
+    return Turn(tuple(seconds[1:]), peak, operations(lambda: work.run(inputs)) if count else None)
 
 
 def operations(function: Callable[[], Any]) -> int:
@@ -102,8 +82,22 @@ def _attention_backward(_: Any, query: Sequence[int], key: Sequence[int], *__: A
     return 5 * 2 * math.prod(query) * key[-2]  # the scores again, and four gradients
 
 
+def _linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _convolution_backward(
+    grad_out: Sequence[int], _x: Any, weight: Sequence[int], *rest: Any, out_shape: Any = None, **_: Any
+) -> int:
+    """Torch counts a grouped convolution's backward as if every channel met every other."""
+    wanted = rest[7][:2]  # of input and weight; after bias sizes, stride, padding, dilation, ..., groups
+    return 2 * math.prod(grad_out) * math.prod(weight[1:]) * sum(wanted)
+
+
 _ATEN = torch.ops.aten
-_UNCOUNTED = {  # what torch's own table leaves out
+_UNCOUNTED = {  # what torch's own table leaves out or has wrong
+    torch.ops.mkldnn._linear_pointwise: _linear,
+    _ATEN.convolution_backward: _convolution_backward,
     _ATEN.addmm_: _product,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -175,6 +169,19 @@ def machine(device: str) -> dict[str, str]:
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def _start_peak(device: str) -> int:
+    if device == "cuda":
+        _synchronize(device)
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    _reset_peak()
+    return _peak_resident()
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident()
 
 
 def _reset_peak() -> None:

@@ -1,16 +1,19 @@
-"""Measure the product against the textbook version: ``python benchmarks/run.py``.
+"""Measure time and peak memory of the product against plain versions, and say so in a table.
 
-Time: all variants in this process, in turns, median. Memory: each variant in a process of its own on the CPU, beyond
-imports, weights and inputs; in this process on a GPU. Operations: of matrix products and convolutions.
+    python benchmarks/run.py [--quick] [--part NAME ...] [--device cpu|cuda] [--repeats N] [--json FILE]
+
+Every variant of a case is measured in turns (A B C A B C ...), each time in a new process, so that a slow moment of the
+machine meets all of them and no memory is shared.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from allspark.host_memory import keep_freed_memory
 from benchmarks.cases import PARTS, Case, all_cases
-from benchmarks.measure import MB, interleaved, machine, operations, peak_memory
+from benchmarks.measure import MB, machine, measure
 
 
 def main() -> None:
@@ -29,85 +33,82 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     cases = all_cases(args.quick, args.part or PARTS)
     if args.worker is not None:
-        name, variant = args.worker
-        case = next(case for case in cases if case.name == name)
-        print(*_count(case, variant, args.device))
+        _work(cases, args)
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
     facts = machine(args.device)
     table = _table(facts)
-    rows = []
+    results = []
     for case in cases:
         console.print(f"[dim]{case.part}: {case.name} ...[/dim]")
-        rows.append(_measure(case, args))
-        for row in _rows(case, rows[-1]):
+        results.append(_measure(case, args))
+        for row in _rows(case, results[-1]):
             table.add_row(*row)
+        if args.json is not None:  # after each case, so that a stopped run keeps what it has
+            args.json.write_text(json.dumps({"machine": facts, "results": results}, indent=2) + "\n")
     console.print(table)
-    if args.json is not None:
-        args.json.write_text(json.dumps({"machine": facts, "results": rows}, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time and peak memory of the product against the textbook version.")
+    parser = argparse.ArgumentParser(description="Time and peak memory of the product against plain versions.")
     parser.add_argument("--quick", action="store_true", help="small sizes: only shows that everything runs")
     parser.add_argument("--part", action="append", choices=PARTS, help="measure only this part; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--repeats", type=int, help="repeats of each case, instead of its own number")
+    parser.add_argument("--turns", type=int, help="turns of each case, instead of its own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # measures one variant's memory
+    parser.add_argument("--worker", nargs=3, metavar=("CASE", "VARIANT", "COUNT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    counts = {name: _memory_and_operations(case, name, args) for name in case.variants}
+def _work(cases: list[Case], args: argparse.Namespace) -> None:
+    """One turn of one variant, in a process of its own; prints what it measured."""
+    name, variant, count = args.worker
+    case = next(case for case in cases if case.name == name)
+    if variant.startswith("product"):
+        keep_freed_memory()  # as the command line does
     torch.manual_seed(0)
-    works = {name: build(args.device) for name, build in case.variants.items()}
-    timings = interleaved(works, args.repeats or case.repeats, device=args.device)
-    del works
-    gc.collect()
+    turn = measure(case.variants[variant](args.device), case.repeats, count=count == "1", device=args.device)
+    print(json.dumps(asdict(turn)))
+
+
+def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in case.variants}
+    for number in range(args.turns or case.turns):
+        for variant in case.variants:
+            turns[variant].append(_turn(case, variant, args, count=number == 0))
     return {
         "part": case.part,
         "case": case.name,
-        "goal": {"speed": case.goal.speed, "memory": case.goal.memory},
+        "goal": asdict(case.goal),
         "variants": {
-            name: {
-                "median_s": timings[name].median,
-                "seconds": timings[name].seconds,
-                "peak_bytes": memory,
-                "operations": flops,
+            variant: {
+                "median_s": statistics.median(second for turn in found for second in turn["seconds"]),
+                "seconds": [turn["seconds"] for turn in found],
+                "peak_bytes": statistics.median(turn["peak_bytes"] for turn in found),
+                "operations": found[0]["operations"],
             }
-            for name, (memory, flops) in counts.items()
+            for variant, found in turns.items()
         },
     }
 
 
-def _memory_and_operations(case: Case, variant: str, args: argparse.Namespace) -> tuple[int, int]:
-    if args.device == "cuda":
-        return _count(case, variant, "cuda")
-    command = [sys.executable, __file__, "--threads", str(args.threads), "--device", "cpu"]
-    command += ["--quick"] * args.quick + ["--worker", case.name, variant]
+def _turn(case: Case, variant: str, args: argparse.Namespace, *, count: bool) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--threads", str(args.threads), "--device", args.device, "--part", case.part]
+    command += ["--quick"] * args.quick + ["--worker", case.name, variant, str(int(count))]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{case.name}, {variant}: {result.stderr}")
-    memory, flops = result.stdout.split()[-2:]
-    return int(memory), int(flops)
-
-
-def _count(case: Case, variant: str, device: str) -> tuple[int, int]:
-    torch.manual_seed(0)
-    work = case.variants[variant](device)
-    memory = peak_memory(work, device=device)
-    inputs = work.inputs()
-    return memory, operations(lambda: work.run(inputs))
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
 
 
 def _table(facts: dict[str, str]) -> Table:
     caption = ", ".join(f"{key} {value}" for key, value in facts.items())
-    table = Table(title="Product against textbook", caption=caption)
+    table = Table(title="Product against plain versions", caption=caption)
     for column in ("part", "case", "variant"):
         table.add_column(column)
-    for column in ("time [s]", "times faster", "peak [MB]", "share of peak", "GFLOP"):
+    for column in ("time [s]", "units/s", "product faster", "peak [MB]", "product's share", "GFLOP"):
         table.add_column(column, justify="right")
     return table
 
@@ -116,28 +117,28 @@ def _rows(case: Case, result: dict[str, Any]) -> list[list[str]]:
     variants = result["variants"]
     product = variants["product"]
     rows = []
-    for name, figures in variants.items():
+    for number, (name, figures) in enumerate(variants.items()):
         speed = figures["median_s"] / product["median_s"]
-        share = product["peak_bytes"] / figures["peak_bytes"]
-        last = name == "product"
+        share = product["peak_bytes"] / max(1, figures["peak_bytes"])
+        goal = case.goal if number == 0 else None
         rows.append(
             [
                 case.part,
                 case.name,
                 name,
                 f"{figures['median_s']:.3f}",
-                "" if last else f"{speed:.2f}" + _verdict(name, case.goal.speed, speed, 1),
+                f"{case.units[0] / figures['median_s']:.2f} {case.units[1]}" if case.units else "",
+                "" if name == "product" else f"{speed:.2f}" + _verdict(goal and goal.speed, speed, 1),
                 f"{figures['peak_bytes'] / MB:.0f}",
-                "" if last else f"{share:.2f}" + _verdict(name, case.goal.memory, share, -1),
+                "" if name == "product" else f"{share:.2f}" + _verdict(goal and goal.memory, share, -1),
                 f"{figures['operations'] / 1e9:.0f}",
             ]
         )
     return rows
 
 
-def _verdict(variant: str, goal: float | None, value: float, sign: int) -> str:
-    """Goals are against the plain textbook version."""
-    if goal is None or variant != "textbook":
+def _verdict(goal: float | None, value: float, sign: int) -> str:
+    if goal is None:
         return ""
     met = sign * (value - goal) >= 0
     return f" (goal {'>=' if sign > 0 else '<='} {goal:g}: {'met' if met else 'missed'})"

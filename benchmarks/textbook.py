@@ -270,10 +270,15 @@ def mit_config(name: str, attention: str = "eager", drop_path: float = 0.1) -> S
 def build_encoder(config: SegformerConfig) -> SegformerModel:
     """A randomly initialised MiT with the published layer-norm eps (1e-6; 1e-5 in embeddings and key reduction)."""
     encoder = SegformerModel(config)
+    set_eps(encoder)
+    return encoder
+
+
+def set_eps(encoder: nn.Module) -> None:
+    """Give the layer norms of a MiT the published eps."""
     for name, module in encoder.named_modules():
         if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and "sequence_reduction" not in name:
             module.eps = 1e-6
-    return encoder
 
 
 def published_encoder(state: Mapping[str, Tensor], prefix: str = "backbone.") -> dict[str, Tensor]:

@@ -90,11 +90,10 @@ def recolour(image: Image.Image, colour: Colour, missing: int = 0) -> Image.Imag
         elif part == 3:
             image = shift_hue(image, colour.hue)
     if colour.grey:
-        grey = image.convert("L")
-        image = Image.merge("RGB", (grey, grey, grey))
+        image = image.convert("L")
     if colour.sigma is not None:
         image = image.filter(ImageFilter.GaussianBlur(radius=colour.sigma))
-    return image
+    return image.convert("RGB")
 
 
 def shift_hue(image: Image.Image, hue: float) -> Image.Image:

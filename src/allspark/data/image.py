@@ -115,17 +115,19 @@ def from_colours(image: NDArray[np.uint8], palette: Sequence[RGB], ignore: int =
     return mask
 
 
-def normalize(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn RGB (H, W, 3) into what encoders take, (3, H, W): (x / 255 - MEAN) / STD."""
-    out = np.empty((3, *image.shape[:2]), np.float32)
-    for channel in range(3):
-        np.take(_TABLE[channel], image[:, :, channel], out=out[channel], mode="clip")
+def normalize(image: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Turn RGB (H, W, 3) into what encoders take, (3, H, W): (x / 255 - MEAN) / STD.
+
+    Args:
+        image: 8-bit RGB.
+        out: (3, H, W), where to write it; None: a new array.
+    """
+    if out is None:
+        out = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        plane = np.multiply(image[:, :, channel], np.float32(1 / (255 * std)), out=out[channel])
+        plane -= np.float32(mean / std)
     return out
-
-
-_TABLE = ((np.arange(256, dtype=np.float64)[None] / 255 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]).astype(
-    np.float32
-)
 
 
 def write_mask(path: Path, mask: NDArray[np.uint8], palette: Sequence[RGB]) -> None:

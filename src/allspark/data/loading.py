@@ -85,28 +85,31 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
 
     def _labeled(self, micro_step: int, skipped: list[str]) -> LabeledBatch:
         data = self._config.data
-        images, masks, ids = [], [], []
-        for position in self._positions(micro_step, data.batch_labeled):
+        images, masks, ids = self._images(data.batch_labeled), [], []
+        for i, position in enumerate(self._positions(micro_step, data.batch_labeled)):
             sample, image, mask, rng = self._read("labelled", position, skipped)
             assert mask is not None
             view, cut = labeled_view(image, mask, data.crop, self._config.views, rng)
-            images.append(normalize(view))
+            normalize(view, out=images[i])
             masks.append(cut)
             ids.append(sample.id)
-        return LabeledBatch(_stack(images), _stack(masks).long(), tuple(ids))
+        return LabeledBatch(torch.from_numpy(images), _stack(masks).long(), tuple(ids))
 
     def _unlabeled(self, micro_step: int, skipped: list[str]) -> UnlabeledBatch:
         data = self._config.data
-        images, valid, ids = [], [], []
-        for position in self._positions(micro_step, data.batch_unlabeled):
+        images, valid, ids = self._images(data.batch_unlabeled), [], []
+        for i, position in enumerate(self._positions(micro_step, data.batch_unlabeled)):
             sample, image, _, rng = self._read("unlabelled", position, skipped)
             view, inside = unlabeled_view(image, data.crop, self._config.views, rng)
-            images.append(normalize(view))
+            normalize(view, out=images[i])
             valid.append(inside)
             ids.append(sample.id)
         return UnlabeledBatch(
-            _stack(images), None if self._config.views.supervise_padding else _stack(valid), tuple(ids)
+            torch.from_numpy(images), None if self._config.views.supervise_padding else _stack(valid), tuple(ids)
         )
+
+    def _images(self, count: int) -> NDArray[np.float32]:
+        return np.empty((count, 3, *self._config.data.crop), np.float32)
 
     def _positions(self, micro_step: int, batch: int) -> range:
         start = (micro_step * self._world + self._rank) * batch

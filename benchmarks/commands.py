@@ -1,0 +1,42 @@
+"""Whole commands, from start to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from allspark.data.synthetic import generate
+from allspark.engine.train import train
+from allspark.settings import apply_overrides, load_recipe
+from benchmarks.cases import Call, Case
+from benchmarks.measure import Work
+
+
+def cases(quick: bool) -> list[Case]:
+    """Help, and the mask of one image."""
+    return [
+        Case("start", "allspark --help", {"product": _help}, repeats=3),
+        Case("start", "allspark predict, MiT-B0, one image of 500 x 375", {"product": _predict}, repeats=3),
+    ]
+
+
+def _help(device: str) -> Work:
+    return _command("--help")
+
+
+def _predict(device: str) -> Work:
+    folder = Path(tempfile.mkdtemp(prefix="allspark-bench-"))
+    generate(folder / "data", labeled=1, unlabeled=1, val=1, size=(375, 500))
+    changes = [f"data.root={folder / 'data'}", "model.encoder=mit-b0", "model.pretrained=none", "train.device=cpu"]
+    short = ["train.epochs=1", "train.steps_per_epoch=1", "data.crop=65", "data.workers=0", "train.health_images=0"]
+    single = ["data.batch_labeled=1", "data.batch_unlabeled=1"]
+    train(apply_overrides(load_recipe("folder"), [*changes, *short, *single]), folder / "run")
+    image = next((folder / "data" / "images").iterdir())
+    return _command("predict", str(folder / "run"), str(image), "--out", str(folder / "masks"))
+
+
+def _command(*arguments: str) -> Work:
+    command = [sys.executable, "-m", "allspark.cli", *arguments]
+    return Call(lambda _: subprocess.run(command, check=True, capture_output=True), lambda: None)
