@@ -36,7 +36,7 @@ lint: setup  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: setup  ## speed and memory against a plain textbook version
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/run.py --out benchmarks/results $(ARGS)
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build

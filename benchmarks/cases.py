@@ -30,6 +30,7 @@ class Case:
         turns: how often all variants are measured in turns, each time in a new process.
         repeats: within a turn.
         units: what one run of the work is, for rates.
+        growth: classes, crop and images of a case of ``scaling``.
     """
 
     part: str
@@ -39,6 +40,7 @@ class Case:
     turns: int = 3
     repeats: int = 2
     units: tuple[int, str] | None = None
+    growth: tuple[int, int, int] | None = None
 
 
 @dataclass

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 from allspark.data.synthetic import generate
 from allspark.engine.train import train
 from allspark.settings import apply_overrides, load_recipe
 from benchmarks.cases import Call, Case
-from benchmarks.measure import Work
+from benchmarks.measure import Work, temporary_folder
 
 
 def cases(quick: bool) -> list[Case]:
@@ -27,7 +25,7 @@ def _help(device: str) -> Work:
 
 
 def _predict(device: str) -> Work:
-    folder = Path(tempfile.mkdtemp(prefix="allspark-bench-"))
+    folder = temporary_folder()
     generate(folder / "data", labeled=1, unlabeled=1, val=1, size=(375, 500))
     changes = [f"data.root={folder / 'data'}", "model.encoder=mit-b0", "model.pretrained=none", "train.device=cpu"]
     short = ["train.epochs=1", "train.steps_per_epoch=1", "data.crop=65", "data.workers=0", "train.health_images=0"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import math
 import platform
 import re
 import resource
+import shutil
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -145,6 +148,13 @@ class _LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def temporary_folder() -> Path:
+    """A folder that goes with this process."""
+    folder = tempfile.mkdtemp(prefix="allspark-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def machine(device: str) -> dict[str, str]:

@@ -150,6 +150,7 @@ def step_case(
         turns,
         1,
         (images, "images"),
+        (classes, crop, images) if part == "scaling" else None,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,7 @@ from allspark.models.segmenter import build_segmenter
 from allspark.settings import apply_overrides
 from benchmarks import textbook
 from benchmarks.cases import Call, Case, Goal
-from benchmarks.measure import Work
+from benchmarks.measure import Work, temporary_folder
 from benchmarks.networks import build_textbook
 
 _SHARED = Path(os.environ.get("ALLSPARK_SHARED", Path(__file__).parents[2] / "shared"))
@@ -231,7 +230,7 @@ def _folder(large: bool) -> Path:
     """Photographs of PASCAL VOC where they are at hand, else generated scenes of the same size."""
     if not large and (_SHARED / "data" / "voc-mini").is_dir():
         return _SHARED / "data" / "voc-mini"
-    root = Path(tempfile.mkdtemp(prefix="allspark-bench-")) / "scenes"
+    root = temporary_folder() / "scenes"
     count, size = (4, (1024, 2048)) if large else (16, (375, 500))
     generate(root, labeled=count, unlabeled=count, val=count, size=size)
     return root

@@ -1,6 +1,6 @@
 """Measure time and peak memory of the product against plain versions, and say so in a table.
 
-    python benchmarks/run.py [--quick] [--part NAME ...] [--device cpu|cuda] [--repeats N] [--json FILE]
+    python benchmarks/run.py [--quick] [--part NAME ...] [--device cpu|cuda] [--turns N] [--out FOLDER]
 
 Every variant of a case is measured in turns (A B C A B C ...), each time in a new process, so that a slow moment of the
 machine meets all of them and no memory is shared.
@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no install
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from allspark.host_memory import keep_freed_memory
 from benchmarks.cases import PARTS, Case, all_cases
-from benchmarks.measure import MB, machine, measure
+from benchmarks.measure import machine, measure
+from benchmarks.report import table, write_report
 
 
 def main() -> None:
@@ -37,16 +37,13 @@ def main() -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
     facts = machine(args.device)
-    table = _table(facts)
-    results = []
+    results: list[dict[str, Any]] = []
     for case in cases:
         console.print(f"[dim]{case.part}: {case.name} ...[/dim]")
         results.append(_measure(case, args))
-        for row in _rows(case, results[-1]):
-            table.add_row(*row)
-        if args.json is not None:  # after each case, so that a stopped run keeps what it has
-            args.json.write_text(json.dumps({"machine": facts, "results": results}, indent=2) + "\n")
-    console.print(table)
+        if args.out is not None:  # after each case, so that a stopped run keeps what it has
+            write_report(args.out, facts, results)
+    console.print(table(facts, results))
 
 
 def _arguments() -> argparse.Namespace:
@@ -56,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--turns", type=int, help="turns of each case, instead of its own number")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write figures.json, README.md and curves here")
     parser.add_argument("--worker", nargs=3, metavar=("CASE", "VARIANT", "COUNT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -81,6 +78,8 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         "part": case.part,
         "case": case.name,
         "goal": asdict(case.goal),
+        "units": case.units,
+        "growth": case.growth,
         "variants": {
             variant: {
                 "median_s": statistics.median(second for turn in found for second in turn["seconds"]),
@@ -101,47 +100,6 @@ def _turn(case: Case, variant: str, args: argparse.Namespace, *, count: bool) ->
         raise SystemExit(f"{case.name}, {variant}: {result.stderr}")
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
-
-
-def _table(facts: dict[str, str]) -> Table:
-    caption = ", ".join(f"{key} {value}" for key, value in facts.items())
-    table = Table(title="Product against plain versions", caption=caption)
-    for column in ("part", "case", "variant"):
-        table.add_column(column)
-    for column in ("time [s]", "units/s", "product faster", "peak [MB]", "product's share", "GFLOP"):
-        table.add_column(column, justify="right")
-    return table
-
-
-def _rows(case: Case, result: dict[str, Any]) -> list[list[str]]:
-    variants = result["variants"]
-    product = variants["product"]
-    rows = []
-    for number, (name, figures) in enumerate(variants.items()):
-        speed = figures["median_s"] / product["median_s"]
-        share = product["peak_bytes"] / max(1, figures["peak_bytes"])
-        goal = case.goal if number == 0 else None
-        rows.append(
-            [
-                case.part,
-                case.name,
-                name,
-                f"{figures['median_s']:.3f}",
-                f"{case.units[0] / figures['median_s']:.2f} {case.units[1]}" if case.units else "",
-                "" if name == "product" else f"{speed:.2f}" + _verdict(goal and goal.speed, speed, 1),
-                f"{figures['peak_bytes'] / MB:.0f}",
-                "" if name == "product" else f"{share:.2f}" + _verdict(goal and goal.memory, share, -1),
-                f"{figures['operations'] / 1e9:.0f}",
-            ]
-        )
-    return rows
-
-
-def _verdict(goal: float | None, value: float, sign: int) -> str:
-    if goal is None:
-        return ""
-    met = sign * (value - goal) >= 0
-    return f" (goal {'>=' if sign > 0 else '<='} {goal:g}: {'met' if met else 'missed'})"
 
 
 if __name__ == "__main__":

@@ -3,10 +3,18 @@
 Operations and live bytes are counted, not timed: they are the same on every machine.
 """
 
+import argparse
+import json
+import subprocess
+import sys
+from functools import partial
+
+import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks import textbook
-from benchmarks.measure import interleaved, operations, peak_bytes, peak_memory
+from benchmarks import networks, run, textbook
+from benchmarks.cases import PARTS, Case
+from benchmarks.measure import measure, operations, peak_bytes
 
 from allspark.config import Config
 from allspark.methods import build_method
@@ -182,7 +190,9 @@ class Hold:
 
 def test_peak_memory_sees_what_was_held():
     size = 64 * 2**20
-    assert size * 0.9 < peak_memory(Hold(size)) < size * 1.5
+    turn = measure(Hold(size), repeats=2, count=True)
+    assert size * 0.9 < turn.peak_bytes < size * 1.5
+    assert len(turn.seconds) == 2 and turn.operations == 0
 
 
 def test_peak_bytes_counts_what_lives_together():
@@ -197,17 +207,67 @@ def test_peak_bytes_counts_what_lives_together():
     assert peak_bytes(chain) == 2 * 4 * 1000
 
 
-def test_variants_are_timed_in_turns():
+def test_variants_are_measured_in_turns(monkeypatch):
     order = []
 
-    class Note(Hold):
-        def run(self, size):
-            order.append(size)
+    def turn(case, variant, args, *, count):
+        order.append((variant, count))
+        return {"seconds": [len(order), 10.0], "peak_bytes": 5, "operations": 7 if count else None}
 
-    timings = interleaved({"a": Note("a"), "b": Note("b")}, repeats=2, warmup=1)
-    assert order == ["a", "b"] * 3
-    assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 2, "b": 2}
-    assert all(timing.median >= 0 for timing in timings.values())
+    monkeypatch.setattr(run, "_turn", turn)
+    case = Case("head", "some", {"a": Hold, "product": Hold}, turns=2)
+    found = run._measure(case, argparse.Namespace(turns=None))["variants"]
+    assert order == [("a", True), ("product", True), ("a", False), ("product", False)]
+    assert found["a"]["median_s"] == 6.5 and found["product"]["operations"] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_runs(part, tmp_path):
+    """As `make bench` does, with small sizes."""
+    command = [sys.executable, run.__file__, "--quick", "--turns", "1", "--part", part, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["machine"]["torch"] == torch.__version__ and figures["results"]
+    for result in figures["results"]:
+        assert result["part"] == part and "product" in result["variants"]
+        assert all(variant["median_s"] > 0 for variant in result["variants"].values())
+        assert result["case"] in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "scaling.svg").is_file() == (part == "scaling")
+
+
+def test_transformers_own_network_computes_the_same():
+    torch.manual_seed(0)
+    theirs = networks.transformers_segformer("mit-b0", classes=5).eval()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    ours = networks.same_weights(theirs, "mit-b0").eval()
+    image = torch.randn(2, 3, 70, 90)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image, coarse=True), theirs(image).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_needs_half_the_operations():
+    plain, _, _, product = networks.inference_case("mit-b0", 128, 1).variants.values()
+    works = [build("cpu") for build in (plain, product)]
+    counts = [operations(partial(work.run, work.inputs())) for work in works]
+    assert counts[0] > 2 * counts[1]
+
+
+def test_memory_of_a_step_hardly_grows_with_the_classes():
+    """Crops of 129 pixels, 5 and 45 classes: losses and attention hold no map of their own for each class."""
+    growth = []
+    for variant in ("textbook", "product"):
+        peaks = []
+        for classes in (5, 45):
+            work = networks.step_case("mit-b0", 129, 2, classes, part="scaling").variants[variant]("cpu")
+            inputs = work.inputs()
+            peaks.append(peak_bytes(partial(work.run, inputs)))
+        growth.append(peaks[1] - peaks[0])
+    assert growth[1] < 0.25 * growth[0]
 
 
 def test_operations_count_what_torch_leaves_out():
@@ -217,3 +277,18 @@ def test_operations_count_what_torch_leaves_out():
     product = 2 * 2 * 6 * 6 * 8
     assert operations(lambda: F.scaled_dot_product_attention(query, query, query)) == 2 * product
     assert operations(lambda: F.scaled_dot_product_attention(query, query, query).sum().backward()) == 7 * product
+
+
+def test_a_grouped_convolution_counts_its_own_channels_only():
+    x = torch.randn(1, 6, 5, 5, requires_grad=True)
+    layer = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6)
+    once = 2 * 6 * 25 * 9
+    assert operations(lambda: layer(x)) == once
+    assert operations(lambda: layer(x).sum().backward()) == 3 * once
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_operations_of_onednn_are_counted():
+    x, weight = torch.randn(2, 3, 5), torch.randn(7, 5)
+    linear = torch.ops.mkldnn._linear_pointwise
+    assert operations(lambda: linear(x, weight, None, "none", [], "")) == 2 * 6 * 5 * 7

@@ -122,6 +122,11 @@ class ModelConfig(Section):
         description="ResNet encoders: pixels for one step on the last feature map, by dilation; null: as built (32)",
     )
     drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute the encoder's blocks again in backward instead of keeping what is in them: the same, much "
+        "less memory, slower",
+    )
     decoder: Literal["segformer", "deeplabv3plus"] = Field(
         "segformer", description="from feature maps to logits: SegFormer's all-MLP head, or DeepLabV3+"
     )

@@ -209,3 +209,35 @@ def test_parameters_that_get_no_gradient_are_found(name):
     encoder.train()
     sum(feature.sum() for feature in encoder(torch.randn(2, 3, 70, 50))).backward()
     assert {key for key, parameter in encoder.named_parameters() if parameter.grad is None} == frozen
+
+
+@pytest.mark.parametrize("name", ["segformer", "swin", "dinov2"])
+def test_checkpointed_activations_give_the_same_from_less_memory(name):
+    results = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        config = ModelConfig(encoder=name, encoder_config=TINY[name], pretrained="none", drop_path=0.4)
+        encoder = build_encoder(config.model_copy(update={"activation_checkpointing": checkpointed})).train()
+        kept = []
+
+        def pack(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            total = torch.stack([feature.square().sum() for feature in encoder(torch.randn(2, 3, 64, 64))]).sum()
+        total.backward()
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        results.append((total.detach(), gradients, torch.rand(1), sum(kept)))
+    (total, gradients, after, plain), (again, regained, then, lean) = results
+    assert torch.equal(total, again) and torch.equal(after, then)
+    assert len(gradients) == len(regained) > 10
+    for a, b in zip(gradients, regained, strict=True):
+        torch.testing.assert_close(a, b)
+    assert lean < 0.6 * plain
+
+
+def test_what_cannot_be_checkpointed_is_one_line():
+    config = ModelConfig(encoder="convnext", encoder_config=TINY["convnext"], pretrained="none")
+    with pytest.raises(ConfigError, match=r"model\.activation_checkpointing: 'convnext' cannot"):
+        build_encoder(config.model_copy(update={"activation_checkpointing": True}))

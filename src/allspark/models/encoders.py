@@ -16,6 +16,7 @@ from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
     PretrainedConfig,
+    PreTrainedModel,
     ResNetConfig,
     SegformerConfig,
     SegformerModel,
@@ -126,8 +127,11 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
             f"model.output_stride: only ResNet encoders can be dilated, not {config.encoder!r}; set it to null"
         )
     if isinstance(body_config, SegformerConfig):
-        return _mix_transformer(body_config, load_body(SegformerModel, body_config, source))
+        body = load_body(SegformerModel, body_config, source)
+        _checkpoint_activations(body, config)
+        return _mix_transformer(body_config, body)
     body = load_body(MODEL_FOR_BACKBONE_MAPPING[type(body_config)], body_config, source)
+    _checkpoint_activations(body, config)
     if config.output_stride is not None:
         dilate(body, config.output_stride)
     if not hasattr(body_config, "patch_size"):
@@ -156,6 +160,18 @@ def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
     save_memory(body, config)
     strides = tuple(_products(config.strides))
     return _MixTransformer(body, tuple(config.hidden_sizes), strides, multiple=1)
+
+
+def _checkpoint_activations(body: PreTrainedModel, config: ModelConfig) -> None:
+    """Let transformers compute each block again in backward, where that is wanted."""
+    if not config.activation_checkpointing:
+        return
+    if not body.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"model.activation_checkpointing: {config.encoder!r} cannot do it in transformers; set it to false"
+        )
+    enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def freeze_unused(encoder: Encoder) -> None:
