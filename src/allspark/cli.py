@@ -41,6 +41,10 @@ ModeOption = Annotated[
     Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window (default: the run's)")
 ]
 
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "fp16", "fp64"] | None,
+    typer.Option(help="arithmetic of the network; bf16 and fp16 are faster and not exact (default: the run's)"),
+]
 ProcessesOption = Annotated[
     int, typer.Option(min=1, help="start so many processes on this machine, one a GPU or on the CPU")
 ]
@@ -233,6 +237,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
     checkpoint: CheckpointOption = "best",
     mode: ModeOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Score a run: IoU of each class, mean IoU and pixel accuracy."""
     from allspark.data import open_source
@@ -250,7 +255,7 @@ def evaluate(
         typer.echo(f"note: {note}", err=True)
     with counting("evaluating", "images") as progress:
         scores = score(
-            predictor(opened, mode),
+            predictor(opened, mode, precision),
             samples,
             source,
             workers=where.workers,
@@ -273,6 +278,7 @@ def predict(
     scores: Annotated[bool, typer.Option("--scores", help="also write the confidence of each pixel")] = False,
     checkpoint: CheckpointOption = "best",
     mode: ModeOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Write a mask for each image: a palette PNG of the image's own size and name."""
     from allspark.engine.checkpoint import open_run
@@ -283,7 +289,7 @@ def predict(
     opened = open_run(run, checkpoint)
     with counting("predicting", "images") as progress:
         masks = predict_files(
-            predictor(opened, mode),
+            predictor(opened, mode, precision),
             images,
             out,
             opened.palette,

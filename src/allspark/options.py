@@ -161,17 +161,19 @@ def _is_here(path: Path) -> bool:
     return path.exists() or any(path.parent.glob(path.name) if path.suffix == ".tar" else ())
 
 
-def predictor(run: Run, mode: str | None) -> Predictor:
+def predictor(run: Run, mode: str | None, precision: str | None = None) -> Predictor:
     """The predictor of a run, on a GPU if there is one, unless the run was made for the CPU.
 
     Args:
         run: an open run.
         mode: `whole` or `window`; None: as the run says.
+        precision: of the network, as ``eval.precision``; None: as the run says.
     """
     import torch
 
     from allspark.inference.predictor import Predictor
 
-    config = run.config.eval if mode is None else run.config.eval.model_copy(update={"mode": mode})
+    chosen = {"mode": mode, "precision": precision}
+    config = run.config.eval.model_copy(update={name: value for name, value in chosen.items() if value is not None})
     on_cpu = run.config.train.device == "cpu" or not torch.cuda.is_available()
     return Predictor(run.segmenter, config, "cpu" if on_cpu else "cuda")

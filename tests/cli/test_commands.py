@@ -119,12 +119,17 @@ def test_eval_modes_splits_and_other_data(run, tiny_folder, tmp_path, capsys):
         "moved": ["--data", moved],
         "train": ["--split", "train"],
         "window": ["--mode", "window"],
+        "bf16": ["--precision", "bf16"],
+        "fp64": ["--precision", "fp64"],
     }.items():
         succeed("eval", run, "--json", *options)
         results[name] = json.loads(capsys.readouterr().out)
     assert results["moved"]["miou"] == results["whole"]["miou"]
     # A window that holds the whole image gives the whole image's result.
     assert results["window"]["miou"] == pytest.approx(results["whole"]["miou"], abs=1e-6)
+    assert results["fp64"]["miou"] == pytest.approx(results["whole"]["miou"], abs=1e-3)
+    assert results["bf16"]["miou"] == pytest.approx(results["whole"]["miou"], abs=0.03)
+    assert results["bf16"]["pixel_accuracy"] != results["fp64"]["pixel_accuracy"]
     assert results["train"]["images"] == 4
 
 
