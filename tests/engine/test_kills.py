@@ -20,16 +20,30 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from allspark.engine import checkpoint
 from allspark.engine.train import train
 from allspark.settings import load_config
 
 config, folder, wanted = load_config(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(0)
 
-def start(out):
+def die_in_write(number):
+    # Die while the checkpoint of this number is being written, at a random byte of it.
+    save, writes = checkpoint.save_file, 0
+    def half(tensors, path, header):
+        nonlocal writes
+        save(tensors, path, header)
+        writes += 1
+        if writes == number:
+            os.truncate(path, rng.randrange(os.path.getsize(path)))
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save_file = half
+
+def start(out, die_at=0):
     child = os.fork()
     if child == 0:
         try:
+            die_in_write(die_at)
             train(config, out, resume=True)
             os._exit(0)
         finally:
@@ -44,17 +58,19 @@ while kills < wanted:
     out = folder / f"parts{runs}"
     runs += 1
     while True:
-        child = start(out)
-        until = time.monotonic() + rng.uniform(0, 0.6 * length)
+        in_write = kills % 5 == 4
+        child = start(out, rng.randint(1, 4) if in_write else 0)
+        until = time.monotonic() + (1000 if in_write else rng.uniform(0, 0.6 * length))
         done = 0
         while time.monotonic() < until and not done:
             done, status = os.waitpid(child, os.WNOHANG)
             time.sleep(0.0005)
-        if done:
-            assert status == 0, status
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            done, status = os.waitpid(child, 0)
+        if status == 0:
             break
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
         kills += 1
         in_writes += bool(list(out.glob("checkpoints/.*.tmp")))
 print(json.dumps({"kills": kills, "in_writes": in_writes, "runs": runs}))
@@ -77,7 +93,7 @@ def test_fifty_kills(tiny_folder, tmp_path, workers):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["kills"] >= 50 and seen["in_writes"] >= 1, seen
+    assert seen["kills"] >= 50 and seen["in_writes"] >= 5, seen
     whole = tmp_path / "whole"
     expected = load_checkpoint(checkpoint_path(whole, "last"))
     rows = [{name: value for name, value in row.items() if not name.startswith(("images_per_s", "seconds"))}
