@@ -42,6 +42,12 @@ def test_what_is_saved_comes_back(path):
     assert oct(os.stat(path).st_mode & 0o777) != oct(0o600)  # readable by others, as the umask says
 
 
+def test_what_was_read_stays_when_the_file_is_written_over(path):
+    found = load_checkpoint(path).tensors
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors().items())
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
 def test_a_truncated_file_is_named(path, keep):
     content = path.read_bytes()

@@ -108,7 +108,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            # Copies: the tensors of safetensors are windows on the file, and change with it when it is written over.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: truncated or not a checkpoint ({' '.join(str(error).split())[:100]})"
