@@ -37,6 +37,7 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## speed and memory against a plain textbook version
 	$(BIN)/python benchmarks/run.py --out benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/shares.py --out benchmarks/results/shares.md
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build

@@ -28,7 +28,8 @@ class Case:
             what the command line runs, others that begin with ``product`` are its options.
         goal: of ``product``.
         turns: how often all variants are measured in turns, each time in a new process.
-        repeats: within a turn.
+        warmups: runs of a turn that are not measured.
+        repeats: runs of a turn that are.
         units: what one run of the work is, for rates.
         growth: classes, crop and images of a case of ``scaling``.
     """
@@ -38,6 +39,7 @@ class Case:
     variants: dict[str, Callable[[str], Work]]
     goal: Goal = field(default=Goal())
     turns: int = 3
+    warmups: int = 1
     repeats: int = 2
     units: tuple[int, str] | None = None
     growth: tuple[int, int, int] | None = None

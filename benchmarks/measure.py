@@ -46,24 +46,24 @@ class Turn:
     operations: int | None  # None: not counted in this turn
 
 
-def measure(work: Work, repeats: int, *, count: bool, device: str = "cpu") -> Turn:
-    """Run a work once for warming up, then ``repeats`` times.
+def measure(work: Work, warmups: int, repeats: int, *, count: bool, device: str = "cpu") -> Turn:
+    """Run a work ``warmups`` times, then ``repeats`` times with a clock.
 
     The peak is the highest memory beyond what is held now [bytes]. On the CPU that is the resident set of the whole
-    process, so each turn has a process of its own. The warm-up counts too: an optimiser's state is made in it.
+    process, so each turn has a process of its own. Warm-ups count too: an optimiser's state is made in them.
     """
     inputs = work.inputs()
     gc.collect()
     before = _start_peak(device)
     seconds = []
-    for _ in range(1 + repeats):
+    for _ in range(warmups + repeats):
         _synchronize(device)
         start = time.perf_counter()
         work.run(inputs)
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
     peak = _peak(device) - before
-    return Turn(tuple(seconds[1:]), peak, operations(lambda: work.run(inputs)) if count else None)
+    return Turn(tuple(seconds[warmups:]), peak, operations(lambda: work.run(inputs)) if count else None)
 
 
 def operations(function: Callable[[], Any]) -> int:

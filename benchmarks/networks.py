@@ -46,6 +46,25 @@ class ForwardBackward:
         self.module.zero_grad()
 
 
+@dataclass
+class TrainingStep:
+    """Losses, their gradients and the update of a network."""
+
+    model: Segmenter | textbook.TextbookSegmenter
+    loss: Callable[[TrainBatch], Tensor]
+    update: Callable[[], None]
+    draw: Callable[[], TrainBatch]
+
+    def inputs(self) -> TrainBatch:
+        """Return a new random batch."""
+        return self.draw()
+
+    def run(self, inputs: TrainBatch) -> None:
+        """Learn from a batch."""
+        self.loss(inputs).backward()  # type: ignore[no-untyped-call]
+        self.update()
+
+
 def sizes(crop: int) -> list[int]:
     """Side of MiT's four feature maps."""
     return [-(-crop // stride) for stride in (4, 8, 16, 32)]
@@ -97,9 +116,7 @@ def bottleneck_case(crop: int, images: int, classes: int, channels: int = 512) -
     )
 
 
-def step_case(
-    encoder: str, crop: int, images: int, classes: int, *, part: str = "step", turns: int = 3, goal: Goal | None = None
-) -> Case:
+def step_variants(encoder: str, crop: int, images: int, classes: int) -> dict[str, Callable[[str], TrainingStep]]:
     """A whole training step: eval pass, forward, losses, backward, SGD; the memory is read."""
     unlabeled = max(1, images // 2)
 
@@ -109,49 +126,84 @@ def step_case(
         mask = torch.randint(classes, (len(labeled), crop, crop), device=device)
         return TrainBatch(LabeledBatch(labeled, mask), UnlabeledBatch(rest))
 
-    def product(*changes: str) -> Callable[[str], Work]:
-        def build(device: str) -> Work:
+    def product(*changes: str) -> Callable[[str], TrainingStep]:
+        def build(device: str) -> TrainingStep:
             config = _config(encoder, crop, *changes)
             method = build_method(config, classes).to(device).train()
             optimizer = build_optimizer(method, config.optim)
             progress = Progress(step=10_000, steps_per_epoch=1, total_steps=20_000)
             precision = {"bf16": torch.bfloat16}.get(config.train.precision)
 
-            def step(batch: TrainBatch) -> None:
+            def loss(batch: TrainBatch) -> Tensor:
                 with torch.autocast(device, precision, enabled=precision is not None):
-                    output = method(batch, progress)
-                output.loss.backward()
+                    output: Tensor = method(batch, progress).loss
+                return output
+
+            def update() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 method.after_step(progress)
 
-            return Call(step, lambda: draw(device))
+            return TrainingStep(method.segmenter, loss, update, lambda: draw(device))
 
         return build
 
-    def plain(attention: str) -> Callable[[str], Work]:
-        def build(device: str) -> Work:
+    def plain(attention: str) -> Callable[[str], TrainingStep]:
+        def build(device: str) -> TrainingStep:
             model = build_textbook(encoder, crop, classes, attention).to(device).train()
             optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
-            return Call(
-                lambda batch: textbook.textbook_step(model, optimizer, batch, read_memory=True), lambda: draw(device)
-            )
+
+            def loss(batch: TrainBatch) -> Tensor:
+                return textbook.textbook_losses(model, batch, read_memory=True)[-1]
+
+            def update() -> None:
+                optimizer.step()
+                optimizer.zero_grad()
+
+            return TrainingStep(model, loss, update, lambda: draw(device))
 
         return build
 
-    variants = {"textbook": plain("eager")}
-    if part == "step":
-        variants |= {"textbook, sdpa": plain("sdpa"), "product, bf16": product("train.precision=bf16")}
+    return {
+        "textbook": plain("eager"),
+        "textbook, sdpa": plain("sdpa"),
+        "product, bf16": product("train.precision=bf16"),
+        "product, activation checkpointing": product("model.activation_checkpointing=true"),
+        "product": product(),
+    }
+
+
+def step_case(encoder: str, crop: int, images: int, classes: int, turns: int = 3, goal: Goal | None = None) -> Case:
+    """A training step in all ways."""
     return Case(
-        part,
-        f"MiT-{encoder[-2:].upper()}, {crop} px, {classes} classes, {images - unlabeled} + {unlabeled} images",
-        variants | {"product": product()},
+        "step",
+        _step_name(encoder, crop, images, classes),
+        {**step_variants(encoder, crop, images, classes)},
         goal or Goal(),
         turns,
-        1,
-        (images, "images"),
-        (classes, crop, images) if part == "scaling" else None,
+        warmups=2,
+        repeats=1,
+        units=(images, "images"),
     )
+
+
+def growing_step_case(encoder: str, crop: int, images: int, classes: int) -> Case:
+    """A point of the curves that say how a step grows."""
+    variants = step_variants(encoder, crop, images, classes)
+    return Case(
+        "scaling",
+        _step_name(encoder, crop, images, classes),
+        {name: variants[name] for name in ("textbook", "product")},
+        turns=1,
+        repeats=1,
+        units=(images, "images"),
+        growth=(classes, crop, images),
+    )
+
+
+def _step_name(encoder: str, crop: int, images: int, classes: int) -> str:
+    unlabeled = max(1, images // 2)
+    return f"MiT-{encoder[-2:].upper()}, {crop} px, {classes} classes, {images - unlabeled} + {unlabeled} images"
 
 
 def inference_case(encoder: str, size: int, batch: int, goal: Goal | None = None, repeats: int = 5) -> Case:
@@ -253,7 +305,7 @@ def cases(quick: bool) -> list[Case]:
             step_case("mit-b0", 129, 2, 5, turns=1),
             inference_case("mit-b0", 128, 1),
             segformer_case("mit-b0", 128, 1),
-            step_case("mit-b0", 65, 2, 5, part="scaling", turns=1),
+            growing_step_case("mit-b0", 65, 2, 5),
         ]
     small, large = Goal(speed=2), Goal(speed=1.5)
     shapes = {
@@ -269,7 +321,7 @@ def cases(quick: bool) -> list[Case]:
         *(inference_case("mit-b0", 512, batch, small) for batch in (1, 8)),
         *(inference_case("mit-b5", 512, batch, large, repeats=repeats) for batch, repeats in ((1, 5), (8, 1))),
         *(segformer_case("mit-b0", 512, batch, large) for batch in (1, 8)),
-        *(step_case("mit-b0", *(c, n, k), part="scaling", turns=1) for c, k, n in sorted(shapes)),
+        *(growing_step_case("mit-b0", crop, images, classes) for crop, classes, images in sorted(shapes)),
     ]
 
 

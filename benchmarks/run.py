@@ -65,7 +65,9 @@ def _work(cases: list[Case], args: argparse.Namespace) -> None:
     if variant.startswith("product"):
         keep_freed_memory()  # as the command line does
     torch.manual_seed(0)
-    turn = measure(case.variants[variant](args.device), case.repeats, count=count == "1", device=args.device)
+    turn = measure(
+        case.variants[variant](args.device), case.warmups, case.repeats, count=count == "1", device=args.device
+    )
     print(json.dumps(asdict(turn)))
 
 

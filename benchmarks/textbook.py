@@ -217,18 +217,13 @@ def pseudo_scores(model: nn.Module, image: Tensor) -> Tensor:
     return scores
 
 
-def textbook_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: TrainBatch,
-    read_memory: bool,
-    scores: Tensor | None = None,
+def textbook_losses(
+    model: nn.Module, batch: TrainBatch, read_memory: bool, scores: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One training step of AllSpark.
+    """Losses of one training step of AllSpark.
 
     Args:
         model: the segmenter, in training mode.
-        optimizer: of its parameters.
         batch: labelled and unlabelled crops.
         read_memory: False while the memory warms up.
         scores: class scores of the unlabelled images; None: computed here.
@@ -248,11 +243,7 @@ def textbook_step(
     labeled, unlabeled = logits.split([guide.num_labeled, len(batch.unlabeled.image)])
     loss_l = F.cross_entropy(labeled, batch.labeled.mask, ignore_index=IGNORE)
     loss_u = F.cross_entropy(unlabeled, target, ignore_index=IGNORE)
-    loss = (loss_l + loss_u) / 2
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss_l.detach(), loss_u.detach(), loss.detach()
+    return loss_l, loss_u, (loss_l + loss_u) / 2
 
 
 def mit_config(name: str, attention: str = "eager", drop_path: float = 0.1) -> SegformerConfig:

@@ -145,7 +145,6 @@ def agree(code: int) -> int:
     return int(verdict)
 
 
-@cache
 def leave(status: int) -> NoReturn:
     """Part from the other processes and end this one at once.
 
