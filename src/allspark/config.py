@@ -76,6 +76,9 @@ class DataConfig(Section):
     batch_labeled: Positive = Field(2, description="labelled crops a step [images]")
     batch_unlabeled: Positive = Field(2, description="unlabelled crops a step [images]")
     workers: Count = Field(2, description="processes that read images; 0 reads in the main process")
+    keep_decoded: Count = Field(
+        128, description="labelled images that are kept decoded, as they come again and again [MB a worker]"
+    )
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="what an unreadable image does in training: stop names it and ends, skip takes the next"
     )

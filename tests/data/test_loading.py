@@ -17,7 +17,7 @@ from PIL import Image
 from allspark.config import Config, DataConfig
 from allspark.data.folder import open_folder
 from allspark.data.image import normalize, read_image, read_mask
-from allspark.data.loading import TrainStream, eval_items, steps_per_epoch, train_batches
+from allspark.data.loading import TrainStream, steps_per_epoch, train_batches
 from allspark.data.reading import read_sample
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
@@ -361,18 +361,7 @@ def children():
     return found
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_eval_items_come_in_order_with_their_files_content(source, workers):
-    samples = (*source.val, *source.labeled)
-    found = list(eval_items(samples, source, workers=workers, max_pixels=10_000))
-    assert tuple(sample for sample, _, _ in found) == samples
-    for sample, image, mask in found:
-        np.testing.assert_array_equal(image, np.asarray(Image.open(sample.image)))
-        np.testing.assert_array_equal(mask, np.asarray(Image.open(sample.mask)))
-        assert image.dtype == mask.dtype == np.uint8
-
-
-def test_eval_items_read_only_a_few_ahead(source, monkeypatch):
+def test_labelled_images_are_decoded_once_and_give_the_same(source, config, monkeypatch):
     import allspark.data.loading as module
 
     read = []
@@ -382,20 +371,19 @@ def test_eval_items_read_only_a_few_ahead(source, monkeypatch):
         return read_sample(sample, *arguments, **options)
 
     monkeypatch.setattr(module, "read_sample", counted)
-    items = eval_items(source.val * 20, source, workers=2, max_pixels=10_000)
-    next(items)
-    time.sleep(0.1)
-    assert len(read) <= 5
-    items.close()
-    assert len(read) <= 7
-
-
-def test_eval_error_names_the_file_in_its_turn(damaged):
-    samples = (damaged.labeled[1], damaged.labeled[0], damaged.labeled[2])
-    items = eval_items(samples, damaged, workers=2, max_pixels=10_000)
-    assert next(items)[0] is samples[0]
-    with pytest.raises(DataError, match=r"labeled_0000\.png"):
-        next(items)
+    steps = 3 * len(source.labeled)
+    keeping, reading = (
+        TrainStream(source, apply_overrides(config, [f"data.keep_decoded={size}"]), want_unlabeled=True)
+        for size in (1, 0)
+    )
+    kept = [keeping[step] for step in range(steps)]
+    labeled = [name for name in read if name in {sample.id for sample in source.labeled}]
+    assert sorted(labeled) == sorted(sample.id for sample in source.labeled)
+    assert len(read) - len(labeled) == steps * config.data.batch_unlabeled
+    read.clear()
+    for step, batch in enumerate(kept):
+        assert_equal(batch, reading[step])
+    assert len(read) == steps * (config.data.batch_labeled + config.data.batch_unlabeled)
 
 
 def test_the_stream_is_pure_in_the_micro_step(source, config):

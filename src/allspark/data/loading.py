@@ -1,4 +1,4 @@
-"""From a `Source` to training batches and evaluation images.
+"""From a `Source` to training batches.
 
 The state of the training stream is one number, the micro-batch: which images it holds and how they are cut follows from
 the seed, the epoch and the position alone. So a resumed run sees what an unbroken one would have seen, with any number
@@ -13,12 +13,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -31,15 +28,13 @@ from torch.utils.data import DataLoader, Dataset
 from allspark.config import Config
 from allspark.data.image import normalize
 from allspark.data.order import index_at, require_order, seeds
-from allspark.data.reading import read_sample
+from allspark.data.reading import Decoded, KeptSamples, read_sample
 from allspark.data.source import Sample, Source
 from allspark.data.views import labeled_view, unlabeled_view
 from allspark.errors import DataError
 from allspark.types import LabeledBatch, TrainBatch, UnlabeledBatch
 
 Role = Literal["labelled", "unlabelled"]
-EvalItem = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""An image (H, W, 3) and its mask (H, W)."""
 _ROLE_IDS: dict[Role, int] = {"labelled": 0, "unlabelled": 1}
 
 
@@ -72,6 +67,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         self._want_unlabeled = want_unlabeled
         self._rank = rank
         self._world = world
+        self._kept = KeptSamples(config.data.keep_decoded * 1_000_000)
 
     def __getitem__(self, micro_step: int) -> TrainBatch | DataError:
         """Build one micro-batch; an error in the data is returned, for the main process to raise."""
@@ -128,9 +124,10 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         for attempt in range(len(samples)):
             sample = samples[(index + attempt) % len(samples)]
             try:
-                image, mask = read_sample(
-                    sample, self._source, want_mask=role == "labelled", max_pixels=self._config.data.max_pixels
-                )
+                if role == "labelled":  # the few that come again and again
+                    image, mask = self._kept.get(sample, partial(self._decode, sample, want_mask=True))
+                else:
+                    image, mask = self._decode(sample, want_mask=False)
             except DataError as error:
                 if self._config.data.on_bad_image == "stop":
                     raise
@@ -139,6 +136,9 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
             else:
                 return sample, image, mask, rng
         raise DataError(f"none of the {len(samples)} {role} images can be read; the first: {first}")
+
+    def _decode(self, sample: Sample, *, want_mask: bool) -> Decoded:
+        return read_sample(sample, self._source, want_mask=want_mask, max_pixels=self._config.data.max_pixels)
 
 
 def steps_per_epoch(source: Source, config: Config, world: int = 1) -> int:
@@ -241,71 +241,6 @@ def _quiet_start() -> Iterator[None]:
     finally:
         if here:
             signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
-
-
-def eval_items(
-    samples: Sequence[Sample],
-    source: Source,
-    *,
-    workers: int,
-    max_pixels: int,
-    on_bad: Callable[[DataError], None] | None = None,
-) -> Generator[tuple[Sample, NDArray[np.uint8], NDArray[np.uint8]], None, None]:
-    """Read images and masks in order, a few ahead of the consumer.
-
-    Args:
-        samples: what to read; each needs a mask.
-        source: their data set.
-        workers: threads that read ahead (Pillow decodes outside Python's lock); 0 reads when asked.
-        max_pixels: larger images are refused.
-        on_bad: called with what is wrong with an image, which is passed over then; None: the error is raised.
-
-    Yields:
-        The sample, its image (H, W, 3) uint8 and its mask (H, W) uint8 with class ids and 255.
-
-    Raises:
-        DataError: a file cannot be used.
-    """
-    with closing(_reading_ahead(samples, source, workers, max_pixels)) as readings:
-        for sample, read in readings:
-            try:
-                item = read()
-            except DataError as error:
-                if on_bad is None:
-                    raise
-                on_bad(error)
-            else:
-                yield (sample, *item)
-
-
-def _reading_ahead(
-    samples: Sequence[Sample], source: Source, workers: int, max_pixels: int
-) -> Generator[tuple[Sample, Callable[[], EvalItem]], None, None]:
-    """Each sample with a function that gives its image and mask, or raises."""
-    if workers == 0:
-        for sample in samples:
-            yield sample, partial(_eval_item, sample, source, max_pixels)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="allspark-eval")
-    try:
-        rest = iter(samples)
-        ahead = deque(
-            (sample, pool.submit(_eval_item, sample, source, max_pixels)) for sample in islice(rest, 2 * workers)
-        )
-        while ahead:
-            sample, future = ahead.popleft()
-            wait([future])
-            for following in islice(rest, 1):
-                ahead.append((following, pool.submit(_eval_item, following, source, max_pixels)))
-            yield sample, future.result
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _eval_item(sample: Sample, source: Source, max_pixels: int) -> EvalItem:
-    image, mask = read_sample(sample, source, want_mask=True, max_pixels=max_pixels)
-    assert mask is not None
-    return np.asarray(image), mask
 
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,10 +13,37 @@ from allspark.data.source import Sample, Source, code_of
 from allspark.errors import DataError
 from allspark.types import IGNORE
 
+Decoded = tuple[Image.Image, NDArray[np.uint8] | None]
+"""An image (RGB), and its mask (H, W) where there is one."""
 
-def read_sample(
-    sample: Sample, source: Source, *, want_mask: bool, max_pixels: int
-) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+
+class KeptSamples:
+    """Decoded samples that come again and again: the first ones that fit in memory are kept, the others read anew.
+
+    Which ones come next is random, so it would be no gain to put a new one in an older one's place.
+
+    Args:
+        limit: how much may be kept [bytes].
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._room = limit
+        self._samples: dict[str, Decoded] = {}
+
+    def get(self, sample: Sample, decode: Callable[[], Decoded]) -> Decoded:
+        """Return what ``decode`` returned for this sample, now or an earlier time; nobody may change it."""
+        kept = self._samples.get(sample.id)
+        if kept is not None:
+            return kept
+        image, mask = decode()
+        size = 4 * image.width * image.height + (0 if mask is None else mask.nbytes)  # Pillow: 4 bytes a pixel of RGB
+        if size <= self._room:
+            self._room -= size
+            self._samples[sample.id] = image, mask
+        return image, mask
+
+
+def read_sample(sample: Sample, source: Source, *, want_mask: bool, max_pixels: int) -> Decoded:
     """Decode an image (RGB) and, if wanted, its mask (H, W) with class ids and 255.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from allspark.data.image import normalize
-from allspark.data.loading import eval_items
+from allspark.data.reading_ahead import eval_items
 from allspark.data.source import Sample, Source
 from allspark.distributed import everyone, processes, rank, together
 from allspark.errors import CheckpointError, DataError
