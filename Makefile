@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench figures shares clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,12 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## speed and memory against a plain textbook version
+bench: figures shares  ## every figure of docs/performance.md, written to benchmarks/results
+
+figures: setup  ## speed and memory against plain versions
 	$(BIN)/python benchmarks/run.py --out benchmarks/results $(ARGS)
+
+shares: setup  ## what each part of a training step takes, and the floors below it
 	$(BIN)/python benchmarks/shares.py --out benchmarks/results/shares.md
 
 clean:  ## remove the environment and the caches

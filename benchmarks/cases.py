@@ -68,5 +68,5 @@ def all_cases(quick: bool, parts: Sequence[str] = PARTS) -> list[Case]:
     """Return the cases; ``quick`` has small ones that only show that everything runs."""
     from benchmarks import commands, networks, pipelines
 
-    cases = [*networks.cases(quick), *pipelines.cases(quick), *commands.cases(quick)]
+    cases = [*networks.cases(quick), *pipelines.cases(quick), *commands.cases()]
     return [case for case in cases if case.part in parts]

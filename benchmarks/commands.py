@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from allspark.data.synthetic import generate
 from allspark.engine.train import train
 from allspark.settings import apply_overrides, load_recipe
-from benchmarks.cases import Call, Case
-from benchmarks.measure import Work, temporary_folder
+from benchmarks.cases import Case
+from benchmarks.measure import Command, Work, temporary_folder
 
 
-def cases(quick: bool) -> list[Case]:
+def cases() -> list[Case]:
     """Help, and the mask of one image."""
     return [
         Case("start", "allspark --help", {"product": _help}, repeats=3),
@@ -36,5 +35,4 @@ def _predict(device: str) -> Work:
 
 
 def _command(*arguments: str) -> Work:
-    command = [sys.executable, "-m", "allspark.cli", *arguments]
-    return Call(lambda _: subprocess.run(command, check=True, capture_output=True), lambda: None)
+    return Command([sys.executable, "-m", "allspark.cli", *arguments])

@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import transformers
@@ -35,6 +36,30 @@ class Work(Protocol):
 
     def run(self, inputs: Any) -> None:
         """Do the work once."""
+
+
+@dataclass
+class Command:
+    """A whole command, in a process of its own, whose memory counts."""
+
+    arguments: Sequence[str]
+    peak_bytes: int = 0
+
+    def inputs(self) -> None:
+        """There are none."""
+
+    def run(self, inputs: None) -> None:
+        """Run it to its end.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        process = subprocess.Popen(self.arguments, stdout=subprocess.DEVNULL)
+        while process.poll() is None:  # what the kernel says in the end would include this process before the fork
+            self.peak_bytes = max(self.peak_bytes, _peak_resident(process.pid))
+            time.sleep(0.002)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(self.arguments)}: exit status {process.returncode}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +87,7 @@ def measure(work: Work, warmups: int, repeats: int, *, count: bool, device: str 
         work.run(inputs)
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
-    peak = _peak(device) - before
+    peak = work.peak_bytes if isinstance(work, Command) else _peak(device) - before
     return Turn(tuple(seconds[warmups:]), peak, operations(lambda: work.run(inputs)) if count else None)
 
 
@@ -200,10 +225,11 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_resident() -> int:
+def _peak_resident(process: int | Literal["self"] = "self") -> int:
     if sys.platform == "linux":
-        match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        assert match is not None
-        return int(match[1]) * 1024
+        match = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
+        return int(match[1]) * 1024 if match else 0  # one that has just ended has none
+    if process != "self":
+        return 0  # other systems do not say
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

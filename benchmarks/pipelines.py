@@ -32,6 +32,7 @@ from benchmarks.measure import Work, temporary_folder
 from benchmarks.networks import build_textbook
 
 _SHARED = Path(os.environ.get("ALLSPARK_SHARED", Path(__file__).parents[2] / "shared"))
+_VOC = _SHARED / "data" / "voc-mini"
 
 
 def data_case(crop: int, steps: int, large: bool = False) -> Case:
@@ -69,8 +70,8 @@ def data_case(crop: int, steps: int, large: bool = False) -> Case:
 
     return Case(
         "data",
-        f"crops of {crop} px of images of {'2048 x 1024' if large else 'about 500 x 375'}, one process",
-        {"plain Pillow": plain, "product": product()},
+        f"crops of {crop} px of {_pictured(large)}, one process",
+        {"plain Pillow": plain, "product, nothing kept": product("data.keep_decoded=0"), "product": product()},
         Goal(speed=1.5),
         units=(4 * steps, "images"),
     )
@@ -157,7 +158,7 @@ def scoring_case(encoder: str, count: int) -> Case:
 
     return Case(
         "evaluation",
-        f"MiT-{encoder[-2:].upper()}, whole images of about 500 x 375, files to mIoU",
+        f"MiT-{encoder[-2:].upper()}, {_pictured()}, files to mIoU",
         {"textbook": plain, "product, bf16": product("eval.precision=bf16"), "product": product()},
         Goal(speed=2),
         units=(count, "images"),
@@ -225,11 +226,18 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
+def _pictured(large: bool = False) -> str:
+    """What the figures are about."""
+    if large:
+        return "generated scenes of 2048 x 1024"
+    return "photographs of about 500 x 375" if _VOC.is_dir() else "generated scenes of 500 x 375"
+
+
 @cache
 def _folder(large: bool) -> Path:
     """Photographs of PASCAL VOC where they are at hand, else generated scenes of the same size."""
-    if not large and (_SHARED / "data" / "voc-mini").is_dir():
-        return _SHARED / "data" / "voc-mini"
+    if not large and _VOC.is_dir():
+        return _VOC
     root = temporary_folder() / "scenes"
     count, size = (4, (1024, 2048)) if large else (16, (375, 500))
     generate(root, labeled=count, unlabeled=count, val=count, size=size)
@@ -240,10 +248,10 @@ def _pictures(crop: int, *changes: str, large: bool = False) -> tuple[Source, Co
     root = _folder(large)
     voc = [
         "data.source=voc",
-        f"data.labeled={_SHARED}/data/voc-mini/splits/mini/half/labeled.txt",
-        f"data.unlabeled={_SHARED}/data/voc-mini/splits/mini/half/unlabeled.txt",
+        f"data.labeled={_VOC}/splits/mini/half/labeled.txt",
+        f"data.unlabeled={_VOC}/splits/mini/half/unlabeled.txt",
     ]
-    layout = voc if root.name == "voc-mini" else ["data.source=folder"]
+    layout = voc if root == _VOC else ["data.source=folder"]
     fixed = [f"data.root={root}", f"data.crop={crop}", "model.pretrained=none"]
     config = apply_overrides(Config(), [*fixed, *layout, *changes])
     return open_source(config.data), config

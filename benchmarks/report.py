@@ -67,7 +67,7 @@ def _rows(result: dict[str, Any]) -> list[list[str]]:
                 "" if name == "product" else f"{speed:.2f}" + _verdict(goal["speed"], speed, 1),
                 f"{figures['peak_bytes'] / MB:.0f}",
                 "" if name == "product" else f"{share:.2f}" + _verdict(goal["memory"], share, -1),
-                f"{figures['operations'] / 1e9:.0f}",
+                f"{figures['operations'] / 1e9:.0f}" if figures["operations"] else "",
             ]
         )
     return rows

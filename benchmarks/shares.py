@@ -144,6 +144,8 @@ def main() -> None:
         encoder, crop, classes, images, variant = args.one
         print(json.dumps(_one(step_variants(encoder, int(crop), int(images), int(classes))[variant], variant)))
         return
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     speed, bandwidth = rates()
     facts = ", ".join(f"{key} {value}" for key, value in machine("cpu").items())
     lines = [

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks import networks, run, shares, textbook
 from benchmarks.cases import PARTS, Case
-from benchmarks.measure import measure, operations, peak_bytes
+from benchmarks.measure import Command, measure, operations, peak_bytes
 
 from allspark.config import Config
 from allspark.methods import build_method
@@ -195,6 +195,13 @@ def test_peak_memory_sees_what_was_held():
     turn = measure(Hold(size), warmups=1, repeats=2, count=True)
     assert size * 0.9 < turn.peak_bytes < size * 1.5
     assert len(turn.seconds) == 2 and turn.operations == 0
+
+
+def test_a_command_has_the_memory_of_its_process():
+    small, large = (measure(Command([sys.executable, "-c", code]), 0, 1, count=False) for code in ("", "b'x' * 10**8"))
+    assert 0.9 * 10**8 < large.peak_bytes - small.peak_bytes < 1.1 * 10**8
+    with pytest.raises(RuntimeError, match="raise SystemExit"):
+        measure(Command([sys.executable, "-c", "raise SystemExit(3)"]), 0, 1, count=False)
 
 
 def test_peak_bytes_counts_what_lives_together():

@@ -145,13 +145,18 @@ def agree(code: int) -> int:
     return int(verdict)
 
 
+def part() -> None:
+    """Part from the other processes, if there are any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def leave(status: int) -> NoReturn:
     """Part from the other processes and end this one at once.
 
     A thread of gloo's can abort a process while Python takes its modules apart, which this leaves out.
     """
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    part()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

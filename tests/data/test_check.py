@@ -19,7 +19,7 @@ from rich.console import Console
 
 from allspark.cli import main
 from allspark.config import DataConfig
-from allspark.data import check_files, open_source
+from allspark.data import check_files, check_workers, open_source
 from allspark.data.check import Finding, Report, check
 from allspark.data.check_report import print_report
 from allspark.data.image import write_mask
@@ -440,7 +440,7 @@ def look_or_die(jobs, rules):
 
 
 def test_a_process_that_dies_is_survived_and_its_file_named(sound, monkeypatch):
-    monkeypatch.setattr(check_files, "look", look_or_die)
+    monkeypatch.setattr(check_workers, "look", look_or_die)
     report = look(strange_values(sound), workers=2)
     finding = only(report, "unreadable")
     assert finding.files == (str(sound.unlabeled[1].image),)

@@ -159,7 +159,7 @@ import torch
 from allspark.data import open_source
 from allspark.engine.checkpoint import open_run
 from allspark.engine.evaluate import evaluate
-from allspark.engine.session import start_processes
+from allspark.engine.devices import start_processes
 from allspark.inference.predictor import Predictor
 from allspark.metrics import ConfusionMatrix
 
@@ -196,9 +196,9 @@ def test_a_bad_image_in_one_process_ends_all_with_its_name(scenes, tmp_path):
             (root / path.relative_to(scenes)).symlink_to(path)
     whole = (scenes / "images" / "unlabeled_0003.png").read_bytes()
     (root / "images" / "unlabeled_0003.png").write_bytes(whole[: len(whole) // 2])
-    began = time.monotonic()
-    done = subprocess.run(command(root, tmp_path / "out", 2, "train.epochs=50"), capture_output=True, text=True)
-    assert done.returncode == 2 and time.monotonic() - began < 60
+    arguments = command(root, tmp_path / "out", 2, "train.epochs=50")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 2
     assert "unlabeled_0003.png" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert sum("error" in line for line in done.stderr.splitlines()) == 1
     load_checkpoint(checkpoint_path(tmp_path / "out", "last"))
@@ -233,10 +233,9 @@ def test_a_process_that_falls_out_of_step_ends_all(scenes, tmp_path, fault):
     """One process fails in the middle of a step, where the other waits for its gradients."""
     code, words = FAULTS[fault]
     environment = interfere(tmp_path, 1, 2, code)
-    began = time.monotonic()
     arguments = command(scenes, tmp_path / "out", 2, "train.checkpoint_every=1")
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
-    assert done.returncode not in (0, None) and time.monotonic() - began < 60
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=LIMIT)
+    assert done.returncode not in (0, None)
     assert words in done.stderr.splitlines()[-1], done.stderr
     assert load_checkpoint(checkpoint_path(tmp_path / "out", "last")).meta["state"]["step"] == 2
 

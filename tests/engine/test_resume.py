@@ -148,8 +148,10 @@ def test_what_may_change_is_said_and_kept(config, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run")
     ui = Lines()
-    train(apply_overrides(config, ["data.workers=1"]), tmp_path / "run", resume=True, ui=ui)
+    changes = ["data.workers=1", "data.keep_decoded=0", "model.activation_checkpointing=true"]
+    train(apply_overrides(config, changes), tmp_path / "run", resume=True, ui=ui)
     assert "note: goes on with data.workers = 1, before it was 0" in ui.lines
+    assert "note: goes on with model.activation_checkpointing = True, before it was False" in ui.lines
     assert load_config(tmp_path / "run" / "config.yaml").data.workers == 1
 
 

@@ -43,6 +43,17 @@ def test_linear_equals_double_precision(library, shape, width, bias):
         close(a, b.double())
 
 
+def test_a_gradient_of_a_gradient_is_refused_not_wrong(library):
+    layer, x = products.Linear(4, 3), torch.randn(2, 4, requires_grad=True)
+    grad = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)[0]
+    if products.mkl_is_held_back():
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+    else:
+        grad.sum().backward()
+        assert layer.weight.grad.abs().sum() > 0
+
+
 def test_only_what_is_asked_for_gets_a_gradient(library):
     layer = products.Linear(4, 3)
     layer.bias.requires_grad_(False)
@@ -71,7 +82,16 @@ def test_weight_gradient(library, rows, columns):
 def test_mixing_channels(dtype):
     torch.manual_seed(0)
     weight, x = torch.randn(4, 3, dtype=dtype, requires_grad=True), torch.randn(2, 3, 5, dtype=dtype)
-    close(products.mix_channels(weight, x), (weight @ x).double())
+    x.requires_grad_()
+    found, wanted = products.mix_channels(weight, x), weight.double() @ x.double()
+    close(found, wanted)
+    cotangent = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad(found, [weight, x], cotangent),
+        torch.autograd.grad(wanted, [weight, x], cotangent.double()),
+        strict=True,
+    ):
+        close(a, b.double())
 
 
 def test_channel_attention_by_either_library(library):

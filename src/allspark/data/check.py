@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from allspark.data.check_files import Role, Rules, Seen, plan, read_all
+from allspark.data.check_files import Role, Rules, Seen, plan
 from allspark.data.check_findings import (
     Finding,
     duplicate_findings,
@@ -23,6 +23,7 @@ from allspark.data.check_findings import (
     unread_findings,
 )
 from allspark.data.check_masks import class_findings, colour_findings, value_findings
+from allspark.data.check_workers import read_all
 from allspark.data.source import RGB, Source
 
 __all__ = ["Finding", "Report", "check"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -135,8 +135,3 @@ def _write(folder: Path, lists: dict[str, list[str]]) -> None:
     for path, text in contents.items():
         with atomic_write(path, "w") as file:
             file.write(text)
-
-
-def shared_ids(left: Iterable[Sample], right: Iterable[Sample]) -> list[str]:
-    """Ids that two lists of samples have in common, sorted."""
-    return sorted({sample.id for sample in left} & {sample.id for sample in right})

@@ -130,7 +130,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_run(run: Path, which: Literal["best", "last"] = "best") -> Run:
-    """Open a trained network for evaluation, prediction or export.
+    """Open a trained network for evaluation or prediction.
 
     Args:
         run: folder that `train` or `import-checkpoint` wrote.

@@ -29,8 +29,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def launched() -> bool:
-    """Whether this process is one of several already."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several already.
+
+    Raises:
+        UserError: the environment says it in a way that nobody understands.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if not size.isdecimal():
+        raise UserError(f"the environment variable WORLD_SIZE is {size!r}, expected a number of processes")
+    return int(size) > 1
 
 
 class ProcessesFailed(UserError):

@@ -22,6 +22,7 @@ from allspark.settings import apply_overrides, differences
 # images hold is compared by itself, see _require_same_images.)
 _FREE = {
     *("data.root", "data.source", "data.split", "data.labeled", "data.unlabeled", "data.val", "data.workers"),
+    *("data.keep_decoded", "model.activation_checkpointing"),
     *("data.max_pixels", "data.on_bad_image", "model.pretrained", "optim.clip_norm", "eval.batch"),
     *(
         "train.device",

@@ -1,19 +1,17 @@
-"""All that a run works with, and how it is written down and taken up again."""
+"""All that a run works with."""
 
 from __future__ import annotations
 
 import math
 import os
-import warnings
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,49 +21,29 @@ from allspark.data.check import check
 from allspark.data.loading import steps_per_epoch
 from allspark.data.partitions import partition_of
 from allspark.data.source import Source
-from allspark.distributed import everyone, synchronise_norms, together
+from allspark.distributed import synchronise_norms, together
 from allspark.engine.checkpoint import (
     Checkpoint,
     begin_with,
     checkpoint_path,
-    describe,
     load_model,
-    model_tensors,
 )
 from allspark.engine.optim import build_optimizer
 from allspark.engine.run_folder import (
     absolute,
-    fingerprints,
     look_at,
     require_same,
-    require_same_images,
     same_update,
     sweep,
 )
-from allspark.engine.sharding import like, shard, whole
+from allspark.engine.sharding import shard
+from allspark.engine.state import State, process_seed, restore
 from allspark.engine.ui import TrainUI
-from allspark.errors import CheckpointError, ConfigError, DataError
+from allspark.errors import ConfigError, DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.encoders import freeze_unused, resolve_encoder
 from allspark.settings import save_config
-
-
-@dataclass
-class State:
-    """What outlives a step beside tensors; it is in every checkpoint."""
-
-    step: int = 0  # weight updates done
-    seconds: float = 0.0
-    best: float | None = None
-    last: float | None = None
-    best_step: int | None = None
-    peak_memory: int = 0  # of the process, or of the GPU [bytes]
-    sums: dict[str, float] = field(default_factory=dict)  # of the log row that is being gathered
-    count: int = 0
-    class_pixels: dict[str, list[int]] = field(default_factory=dict)  # of the targets since the last validation
-    warned: list[str] = field(default_factory=list)
-    initial: str = ""  # checksum of the weights that encoder and decoder began with
 
 
 @dataclass
@@ -116,9 +94,9 @@ def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerat
         session.wrapped, session.optimizer = accelerator.prepare(session.method, session.optimizer)
     with together():
         if checkpoint is not None:
-            _restore(session, checkpoint)
+            restore(session, checkpoint)
         elif not session.main:  # dropout must not be the same in all processes
-            torch.manual_seed(_process_seed(config.seed, accelerator.process_index))
+            torch.manual_seed(process_seed(config.seed, accelerator.process_index))
     return session
 
 
@@ -225,107 +203,3 @@ def _fast_check(source: Source, config: Config, ui: TrainUI) -> None:
         raise DataError(f"{errors[0].message}{more}; run `allspark check {source.root}` for all of them")
     for line in (*source.notes, *(f.message for f in report.findings if f.level == "warning")):
         ui.note(f"note: {line}")
-
-
-def start_processes(config: Config) -> Accelerator:
-    """Accelerate's view of the machine, in which all processes have found each other; a second run may choose anew."""
-    wanted, precision = config.train.device, config.train.precision
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device is cuda, but torch sees no GPU; use auto or cpu")
-    on_cpu = wanted == "cpu" or not torch.cuda.is_available()
-    place = int(os.environ.get("LOCAL_RANK", "0"))
-    if not on_cpu and place >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{place + 1} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; start one a GPU, "
-            "or set train.device=cpu"
-        )
-    if on_cpu and precision == "fp16":
-        raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match"):
-        warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    return Accelerator(
-        mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
-        cpu=on_cpu,
-        gradient_accumulation_steps=config.optim.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-
-
-def meta(session: Session) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors."""
-    scaler = session.accelerator.scaler  # of fp16's loss; None otherwise
-    return {
-        **describe(absolute(session.config), session.source),
-        "images": fingerprints(session.source),
-        "processes": session.accelerator.num_processes,
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "state": asdict(session.state),
-    }
-
-
-def tensors(session: Session) -> dict[str, Tensor]:
-    """Network, method state and momentum; all processes call this together."""
-    tensors = network_tensors(session)
-    for name, tensor in session.method.state_dict().items():
-        if not name.startswith("segmenter."):
-            tensors[f"method.{name}"] = tensor
-    names = {id(parameter): name for name, parameter in session.method.named_parameters()}
-    for parameter, memory in session.optimizer.state.items():
-        if memory.get("momentum_buffer") is not None:
-            tensors[f"momentum.{names[id(parameter)]}"] = whole(memory["momentum_buffer"])
-    if session.watched is not None:
-        tensors["health.watched"] = torch.from_numpy(session.watched)
-    return tensors
-
-
-def network_tensors(session: Session) -> dict[str, Tensor]:
-    """The network as checkpoints hold it; all processes call this together."""
-    return {name: whole(tensor) for name, tensor in model_tensors(session.method.segmenter).items()}
-
-
-def random_states(session: Session) -> dict[str, Tensor]:
-    """The random states of all processes; all call this together."""
-    device = session.accelerator.device
-    own = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(device)
-    return {_rng(kind, number): state for number, states in enumerate(everyone(own)) for kind, state in states.items()}
-
-
-def _rng(kind: str, number: int) -> str:
-    return f"rng.{kind}" + (f".{number}" if number else "")
-
-
-def _process_seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence(seed, spawn_key=(2, number)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _restore(session: Session, checkpoint: Checkpoint) -> None:
-    """Take everything back from a checkpoint."""
-    path = checkpoint_path(session.out, "last")
-    require_same_images(checkpoint, session.source, path)
-    if session.accelerator.scaler is not None:
-        session.accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])
-    try:
-        own = session.method.state_dict()
-        for name in own:
-            if not name.startswith("segmenter."):
-                own[name].copy_(checkpoint.tensors[f"method.{name}"])
-        named = dict(session.method.named_parameters())
-        for name, buffer in checkpoint.part("momentum.").items():
-            session.optimizer.state[named[name]]["momentum_buffer"] = like(buffer, named[name])
-        number = session.accelerator.process_index
-        if number and _rng("cpu", number) not in checkpoint.tensors:  # the run had fewer processes
-            torch.manual_seed(_process_seed(session.config.seed + checkpoint.meta["state"]["step"], number))
-        else:
-            torch.set_rng_state(checkpoint.tensors[_rng("cpu", number)])
-    except KeyError as error:
-        raise CheckpointError(f"{path}: {error} is missing; it cannot be resumed") from error
-    cuda = checkpoint.tensors.get(_rng("cuda", number))
-    if session.accelerator.device.type == "cuda" and cuda is not None:
-        torch.cuda.set_rng_state(cuda, session.accelerator.device)
-    watched = checkpoint.tensors.get("health.watched")
-    session.watched = None if watched is None else watched.numpy()
-    session.state = State(**checkpoint.meta["state"])

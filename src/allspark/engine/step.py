@@ -77,8 +77,9 @@ def _memory_suffices(session: Session) -> Iterator[None]:
             raise
         last = checkpoint_path(session.out, "last")
         raise UserError(
-            f"out of memory in step {session.state.step + 1}: take a smaller data.crop, data.batch_labeled or "
-            "data.batch_unlabeled (with optim.accumulate the total stays the same), or a smaller model.encoder"
+            f"out of memory in step {session.state.step + 1}: set model.activation_checkpointing=true (the same result "
+            "more slowly), or take a smaller data.crop, data.batch_labeled or data.batch_unlabeled (with "
+            "optim.accumulate the total stays the same), or a smaller model.encoder"
             + (f"; {last} is good" if last.is_file() else "")
         ) from error
 

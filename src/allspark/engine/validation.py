@@ -9,8 +9,9 @@ from allspark.engine import health
 from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
 from allspark.engine.evaluate import evaluate
 from allspark.engine.log import RunLog
-from allspark.engine.session import Session, meta, network_tensors
+from allspark.engine.session import Session
 from allspark.engine.sharding import put_together
+from allspark.engine.state import meta, network_tensors
 from allspark.inference.predictor import Predictor
 
 

@@ -127,8 +127,10 @@ class Predictor:
         if self.config.precision == "fp64":
             # double copies of weights that are not double: the model itself, perhaps in training, stays as it is
             copies = {name: value.double() for name, value in named if value.is_floating_point()}
-        # a model in double is not fed single
-        image = image.double() if copies else image.to(named[0][1].dtype if named else image.dtype)
+            image = image.double()
+        else:
+            own = (value.dtype for _, value in named if value.is_floating_point())
+            image = image.to(next(own, image.dtype))
         if not isinstance(self.segmenter, Segmenter):
             return Logits.of_pixels(functional_call(self.segmenter, copies, (image,)))
         return self.segmenter.sized(functional_call(self.segmenter, copies, (image,), {"coarse": True}), image)

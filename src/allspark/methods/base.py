@@ -22,7 +22,7 @@ class Method(nn.Module):
     State that outlives a step is a parameter or a named buffer, so that it is in every checkpoint.
 
     Attributes:
-        segmenter: the network that is evaluated, saved and exported.
+        segmenter: the network that is evaluated and saved.
         labeled_loss: of logits and masks (b, H, W), as configured.
         wants_unlabeled: False for methods that learn from labels alone.
     """

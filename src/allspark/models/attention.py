@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from allspark.models.products import add_product, product
 
@@ -119,6 +120,7 @@ class _Tiled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, out, log_sum = ctx.saved_tensors
         keep = _KeepMask(ctx.dropout, ctx.seed)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from allspark.errors import CheckpointError
 
@@ -99,6 +100,7 @@ class _Classify(torch.autograd.Function):
         return F.conv2d(hidden, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         hidden, keep, weight, bias = ctx.saved_tensors
         dtype = grad_out.dtype  # mixed precision: forward ran in this one

@@ -166,12 +166,13 @@ def _checkpoint_activations(body: PreTrainedModel, config: ModelConfig) -> None:
     """Let transformers compute each block again in backward, where that is wanted."""
     if not config.activation_checkpointing:
         return
-    if not body.supports_gradient_checkpointing:
+    enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
         raise ConfigError(
             f"model.activation_checkpointing: {config.encoder!r} cannot do it in transformers; set it to false"
-        )
-    enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+        ) from error
 
 
 def freeze_unused(encoder: Encoder) -> None:

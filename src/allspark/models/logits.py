@@ -1,10 +1,10 @@
-"""Logits of every pixel, without ever holding them.
+"""Logits of every pixel, without holding more than a part of them.
 
 The decoder's logits have a quarter of the image's height and width, and what they are enlarged to is the largest tensor
 of a network with many classes: 3 GB for eight crops of 801 pixels and 150 classes, of which a loss needs several. Here
 labels, losses and probabilities are computed in bands of rows that fit into the cache. Bilinear interpolation is linear
 in each axis, so a band is rows @ coarse @ columns with two sparse matrices, and its gradient the same with both
-transposed.
+transposed. The second product, a quarter of the full logits of one image or of a few small ones, is held meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from allspark.models.products import linear
 from allspark.types import IGNORE
@@ -126,6 +127,7 @@ class _PixelLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None, None, None, None]:
         coarse, target, rows, columns, log_sum = ctx.saved_tensors
         grad_coarse = torch.zeros_like(coarse, dtype=rows.dtype)

@@ -1,4 +1,4 @@
-"""A leaner feed-forward block for SegFormer's encoder: the same values, half as much to keep for backward."""
+"""A leaner feed-forward block for SegFormer's encoder: the same values, one hidden map of three kept for backward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import SegformerConfig
 
 from allspark.models.products import linear, weight_gradient
@@ -29,11 +30,11 @@ class _MixFFN(torch.autograd.Function):
         return linear(F.gelu(_depthwise(x, kernel, shift, grid)), weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        x, kernel, shift, weight = (
-            tensor.to(grad_out.dtype) for tensor in saved
-        )  # forward may have been in a lower one
+        # in mixed precision forward ran in the type of its result
+        x, kernel, shift, weight = (tensor.to(grad_out.dtype) for tensor in saved)
         rows = grad_out.flatten(0, -2)
         convolved = _depthwise(x, kernel, shift, ctx.grid)
         grad_weight = weight_gradient(rows, F.gelu(convolved).flatten(0, -2))
@@ -50,7 +51,10 @@ class _MixFFN(torch.autograd.Function):
 
 
 class MixFFN(nn.Module):
-    """transformers' SegFormer block of the same parts: fc1, depthwise convolution, GELU, fc2."""
+    """transformers' SegFormer block of the same parts: fc1, depthwise convolution, GELU, fc2.
+
+    The last two layers are used by their weights alone: what is hooked to them is not called.
+    """
 
     fc1: nn.Linear
     fc2: nn.Linear
