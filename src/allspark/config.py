@@ -194,6 +194,11 @@ class TrainConfig(Section):
         description="several processes: divide weights, gradients and momentum among them (FSDP), for encoders that do "
         "not fit; slower",
     )
+    compile: bool = Field(
+        False,
+        description="compile encoder and decoder by torch.compile: minutes at the start, no gain on a CPU, not "
+        "measured on GPUs; needs a C++ compiler",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
     log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
     eval_every: Positive = Field(1, description="epochs between two validations [epochs]")

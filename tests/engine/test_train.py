@@ -360,7 +360,8 @@ def test_out_of_memory_is_one_line(config, tmp_path, monkeypatch):
         torch.empty(1 << 60)
 
     monkeypatch.setattr(METHODS["allspark"], "forward", hungry)
-    with pytest.raises(UserError, match=r"out of memory in step 1: set model\.activation_checkpointing=true .* smaller data\.crop"):
+    words = r"out of memory in step 1: set model\.activation_checkpointing=true .* smaller data\.crop"
+    with pytest.raises(UserError, match=words):
         train(config, tmp_path / "run")
 
 

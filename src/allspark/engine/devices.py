@@ -41,3 +41,18 @@ def start_processes(config: Config) -> Accelerator:
         gradient_accumulation_steps=config.optim.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def require_compiler(device: torch.device) -> None:
+    """Let torch.compile show on something small that it can work on this machine.
+
+    Raises:
+        ConfigError: it cannot; its reason is in the message.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except TorchDynamoException as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"train.compile does not work on this machine ({reason.strip()}); set it to false") from error

@@ -28,6 +28,7 @@ from allspark.engine.checkpoint import (
     checkpoint_path,
     load_model,
 )
+from allspark.engine.devices import require_compiler
 from allspark.engine.optim import build_optimizer
 from allspark.engine.run_folder import (
     absolute,
@@ -80,11 +81,15 @@ def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerat
         UserError: see :func:`allspark.engine.train.train`.
     """
     with together():
+        if config.train.compile:
+            require_compiler(accelerator.device)
         checkpoint = look_at(out, resume)
         session = _build(config, out, checkpoint, accelerator, ui)
     if accelerator.num_processes > 1:
         freeze_unused(session.method.segmenter.encoder)
     synchronise_norms(session.method, accelerator.device)
+    if config.train.compile:
+        session.method.segmenter.compile_parts()
     if config.train.shard and accelerator.num_processes > 1:
         session.method.to(accelerator.device)
         shard(session.method.segmenter, accelerator.device)
@@ -124,6 +129,8 @@ def _build(config: Config, out: Path, checkpoint: Checkpoint | None, accelerator
     _fast_check(source, config, ui)
     if config.train.shard and config.train.precision == "fp16":
         raise ConfigError("train.shard does not go with train.precision fp16; use bf16")
+    if config.train.shard and config.train.compile:
+        raise ConfigError("train.shard does not go with train.compile; set one of them to false")
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
     if checkpoint is None and config.train.begin_with is not None:

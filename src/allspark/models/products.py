@@ -90,6 +90,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dim() > 1
         and x.numel() > 0
+        and not torch.compiler.is_compiling()  # its own products are not to be mixed with oneDNN's unpacked ones
         and mkl_is_held_back()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -64,6 +65,16 @@ class Segmenter(nn.Module):
         """What the decoder gave for these images, with the size that it is meant for."""
         size = (image.shape[2], image.shape[3])
         return Logits(coarse, self.encoder.padded_size(size), size)
+
+    def compile_parts(self) -> None:
+        """Let torch.compile take encoder and decoder; the bottleneck has kernels of its own."""
+        training = self.encoder.training
+        first = next(self.encoder.parameters())
+        with torch.no_grad():  # transformers hangs hooks into itself in the first pass, which cannot be compiled
+            self.encoder.eval()(first.new_zeros(1, 3, 64, 64))
+        self.encoder.train(training)
+        self.encoder.compile()
+        self.decoder.compile()
 
     @classmethod
     def from_reference(cls, state: Mapping[str, Tensor], dropout: float = 0.1, drop_path: float = 0.1) -> Segmenter:
