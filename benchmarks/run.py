@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no install
 import torch
 from rich.console import Console
 
-from allspark.host_memory import keep_freed_memory
+from allspark.host_memory import keep_freed_memory, restart_without_caches
 from benchmarks.cases import PARTS, Case, all_cases
 from benchmarks.measure import machine, measure
 from benchmarks.report import table, write_report
@@ -62,8 +62,10 @@ def _work(cases: list[Case], args: argparse.Namespace) -> None:
     """One turn of one variant, in a process of its own; prints what it measured."""
     name, variant, count = args.worker
     case = next(case for case in cases if case.name == name)
-    if variant.startswith("product"):
-        keep_freed_memory()  # as the command line does
+    if variant.startswith("product"):  # as the command line does
+        if case.part in ("step", "scaling"):
+            restart_without_caches()
+        keep_freed_memory()
     torch.manual_seed(0)
     turn = measure(
         case.variants[variant](args.device), case.warmups, case.repeats, count=count == "1", device=args.device

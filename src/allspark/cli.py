@@ -11,7 +11,7 @@ import typer
 
 from allspark.commands import app
 from allspark.errors import UserError
-from allspark.host_memory import keep_freed_memory
+from allspark.host_memory import keep_freed_memory, restart_without_caches
 
 _CTRL_C = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click's, depending on the version
@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for wrong input, 130 or 143 when interrupted."""
     if argv is not None:
         return _run(argv)
-    keep_freed_memory()  # this process is ours
+    if sys.argv[1:2] == ["train"]:
+        restart_without_caches()
+    keep_freed_memory()
     try:
         status = _run(sys.argv[1:])
     except Exception:  # a defect: shown whole, and nothing after it, so that the job's last line says it

@@ -12,6 +12,7 @@ from allspark.engine.log import RunLog
 from allspark.engine.session import Session
 from allspark.engine.sharding import put_together
 from allspark.engine.state import meta, network_tensors
+from allspark.errors import DataError
 from allspark.inference.predictor import Predictor
 
 
@@ -20,6 +21,10 @@ def validate(session: Session, log: RunLog | None) -> None:
     state, config, source = session.state, session.config, session.source
     predictor = Predictor(session.method.segmenter, config.eval, session.accelerator.device)
     row: dict[str, Any] = {"step": state.step, "epoch": state.step / session.steps_per_epoch}
+
+    def skipped(error: DataError) -> None:
+        session.ui.note(f"skipped: {error}")
+
     with put_together(session.method.segmenter):
         if source.val:
             scores = evaluate(
@@ -28,9 +33,7 @@ def validate(session: Session, log: RunLog | None) -> None:
                 source,
                 workers=config.data.workers,
                 max_pixels=config.data.max_pixels,
-                on_bad=(lambda error: session.ui.note(f"skipped: {error}"))
-                if config.data.on_bad_image == "skip"
-                else None,
+                on_bad=skipped if config.data.on_bad_image == "skip" else None,
             )
             state.last = scores.miou
             best = state.best is None or scores.miou > state.best
