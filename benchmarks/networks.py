@@ -61,7 +61,7 @@ class TrainingStep:
 
     def run(self, inputs: TrainBatch) -> None:
         """Learn from a batch."""
-        self.loss(inputs).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self.loss(inputs))
         self.update()
 
 
@@ -117,12 +117,14 @@ def bottleneck_case(crop: int, images: int, classes: int, channels: int = 512) -
 
 
 def step_variants(encoder: str, crop: int, images: int, classes: int) -> dict[str, Callable[[str], TrainingStep]]:
-    """A whole training step: eval pass, forward, losses, backward, SGD; the memory is read."""
-    unlabeled = max(1, images // 2)
+    """A whole training step: eval pass, forward, losses, backward, SGD; the memory is read.
+
+    ``images`` is even, half of them are labelled.
+    """
 
     def draw(device: str) -> TrainBatch:
         image = torch.randn(images, 3, crop, crop, device=device)
-        labeled, rest = image.tensor_split([images - unlabeled])
+        labeled, rest = image.tensor_split(2)
         mask = torch.randint(classes, (len(labeled), crop, crop), device=device)
         return TrainBatch(LabeledBatch(labeled, mask), UnlabeledBatch(rest))
 
@@ -177,7 +179,7 @@ def step_case(encoder: str, crop: int, images: int, classes: int, turns: int = 3
     """A training step in all ways."""
     return Case(
         "step",
-        _step_name(encoder, crop, images, classes),
+        step_name(encoder, crop, images, classes),
         {**step_variants(encoder, crop, images, classes)},
         goal or Goal(),
         turns,
@@ -192,7 +194,7 @@ def growing_step_case(encoder: str, crop: int, images: int, classes: int) -> Cas
     variants = step_variants(encoder, crop, images, classes)
     return Case(
         "scaling",
-        _step_name(encoder, crop, images, classes),
+        step_name(encoder, crop, images, classes),
         {name: variants[name] for name in ("textbook", "product")},
         turns=1,
         repeats=1,
@@ -201,9 +203,9 @@ def growing_step_case(encoder: str, crop: int, images: int, classes: int) -> Cas
     )
 
 
-def _step_name(encoder: str, crop: int, images: int, classes: int) -> str:
-    unlabeled = max(1, images // 2)
-    return f"MiT-{encoder[-2:].upper()}, {crop} px, {classes} classes, {images - unlabeled} + {unlabeled} images"
+def step_name(encoder: str, crop: int, images: int, classes: int) -> str:
+    """What a step is called in tables."""
+    return f"MiT-{encoder[-2:].upper()}, {crop} px, {classes} classes, {images // 2} + {images // 2} images"
 
 
 def inference_case(encoder: str, size: int, batch: int, goal: Goal | None = None, repeats: int = 5) -> Case:

@@ -29,7 +29,7 @@ from allspark.host_memory import keep_freed_memory, restart_without_caches
 from allspark.models.products import product as fast_product
 from allspark.models.segmenter import Segmenter
 from benchmarks.measure import machine, operations
-from benchmarks.networks import TrainingStep, step_variants
+from benchmarks.networks import TrainingStep, step_name, step_variants
 from benchmarks.textbook import TextbookSegmenter
 
 PARTS, KINDS = ("encoder", "bottleneck", "head", "losses", "optimiser"), ("eval pass", "forward", "backward")
@@ -92,7 +92,7 @@ def shares(step: TrainingStep) -> tuple[dict[tuple[str, str], float], float]:
         loss = step.loss(batch)
         clock.seconds["losses", "forward"] = time.perf_counter() - start - sum(clock.seconds.values())
         clock.start_backward()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         clock.lap("encoder")
         update = time.perf_counter()
         step.update()
@@ -188,7 +188,7 @@ def _row(network: tuple[str, int, int, int], variant: str, speed: float, bandwid
         times = " + ".join(f"{value:.2f}" for value in values if value)
         cells.append(f"{times} ({sum(values) / found['total']:.0%})")
     encoder, crop, classes, images = network
-    name = f"MiT-{encoder[-2:].upper()}, {crop} px, {classes} classes, {images // 2} + {images // 2}"
+    name = step_name(encoder, crop, images, classes)
     sums = [found["total"], found["operations"] / speed, found["bytes"] / bandwidth]
     return "| " + " | ".join([name, variant, *cells, *(f"{value:.2f}" for value in sums)]) + " |"
 

@@ -43,6 +43,7 @@ PrecisionOption = Annotated[
     Literal["fp32", "bf16", "fp16", "fp64"] | None,
     typer.Option(help="arithmetic; bf16 and (on a GPU) fp16 are faster and not exact (default: the run's)"),
 ]
+DataOption = Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")]
 ProcessesOption = Annotated[
     int, typer.Option(min=1, help="start so many processes on this machine, one a GPU or on the CPU")
 ]
@@ -145,7 +146,7 @@ def split(
 def train(
     recipe: Annotated[str | None, typer.Option(metavar="NAME", help="a recipe, see `allspark config list`")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a configuration file")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")] = None,
+    data: DataOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run (default: runs/NAME)")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
@@ -272,7 +273,7 @@ def plot(
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="methods, partitions and seeds (docs/studies.md)")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the study  [default: runs/NAME]")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")] = None,
+    data: DataOption = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field of all runs; may be repeated")
     ] = None,

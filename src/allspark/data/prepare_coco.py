@@ -39,7 +39,7 @@ def prepare_coco(root: Path, *, workers: int, progress: Progress | None = None) 
         DataError: an annotation file is missing or is not COCO's.
     """
     try:
-        import pycocotools.mask  # noqa: F401
+        import pycocotools.mask  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise UserError("prepare coco needs pycocotools: pip install 'allspark[coco]'") from error
     files = [root / "annotations" / f"instances_{part}.json" for part in PARTS]

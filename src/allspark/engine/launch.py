@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from allspark.errors import UserError
 
@@ -149,7 +149,7 @@ class _Forwarding:
 
     def __init__(self, running: Sequence[subprocess.Popen[bytes]]) -> None:
         self._running = running
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -159,7 +159,7 @@ class _Forwarding:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         for process in self._running:

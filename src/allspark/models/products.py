@@ -34,7 +34,11 @@ def product(a: Tensor, b: Tensor, buffer: Tensor | None = None) -> Tensor:
     """
     if not _suits(a, b):
         return torch.mm(a, b.mT, out=buffer)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), None, "none", [], "")
+    return _onednn(a, b, None)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
     return out
 
 
@@ -52,8 +56,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.mT + bias`` of (..., c_in), (c_out, c_in) and (c_out,) -> (..., c_out), without gradient."""
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+    return _onednn(x, weight, bias)
 
 
 def weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
