@@ -58,7 +58,8 @@ def test_a_program_starts_again_once_as_it_was(before):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     first, second, tunables = done.stdout.splitlines()
     assert first == second and "['train', '--out', 'a b']" in first
-    assert tunables == ("" if before is None else before + ":") + "glibc.malloc.tcache_count=0"
-    environment["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=3"  # the user's
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1:] == ["glibc.malloc.tcache_count=3"]
+    assert tunables == ("" if before is None else before + ":") + "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+    for users in ("glibc.malloc.tcache_count=3", "glibc.malloc.mxfast=64"):
+        environment["GLIBC_TUNABLES"] = users
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[1:] == [users]

@@ -10,7 +10,7 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MMAP_THRESHOLDS = (2**31 - 1, 2**25)  # the wanted one, and the most that older versions take [bytes]
 _CHOSEN = ("trim_threshold", "top_pad", "mmap_threshold")
-_CACHES = "glibc.malloc.tcache_count"
+_CACHES = ("glibc.malloc.tcache_count", "glibc.malloc.mxfast")
 
 
 def keep_freed_memory() -> None:
@@ -40,9 +40,9 @@ def restart_without_caches() -> None:
     be turned off at a start. Nothing happens without glibc, or where the environment says something about them.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if _CACHES in tunables or not _has_glibc():
+    if any(name in tunables for name in _CACHES) or not _has_glibc():
         return
-    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_CACHES}=0".lstrip(":")
+    os.environ["GLIBC_TUNABLES"] = ":".join([tunables, *(f"{name}=0" for name in _CACHES)]).lstrip(":")
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
