@@ -33,11 +33,12 @@ def keep_freed_memory() -> None:
 
 
 def restart_without_caches() -> None:
-    """Start the running program again, in this process, without glibc's caches of small pieces; once.
+    """Start the running program again, in this process, without glibc's lists of small pieces; once.
 
-    Tensors are aligned, which leaves a small piece beside each. From the caches small objects get these pieces, and the
-    gaps around them can no longer be joined: a fifth more memory in training (docs/performance.md). The caches can only
-    be turned off at a start. Nothing happens without glibc, or where the environment says something about them.
+    Tensors are aligned, which leaves a small piece beside each. The lists (thread caches and fast bins) keep it or hand
+    it to a small object, and the gaps around it can no longer be joined: a quarter more memory in training
+    (docs/performance.md). The caches can only be turned off at a start. Nothing happens without glibc, or where the
+    environment says something about either.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if any(name in tunables for name in _CACHES) or not _has_glibc():
