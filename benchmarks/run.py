@@ -67,9 +67,8 @@ def _work(cases: list[Case], args: argparse.Namespace) -> None:
             restart_without_caches()
         keep_freed_memory()
     torch.manual_seed(0)
-    turn = measure(
-        case.variants[variant](args.device), case.warmups, case.repeats, count=count == "1", device=args.device
-    )
+    device = "cpu" if case.part == "data" else args.device
+    turn = measure(case.variants[variant](device), case.warmups, case.repeats, count=count == "1", device=device)
     print(json.dumps(asdict(turn)))
 
 

@@ -24,6 +24,7 @@ from allspark.files import atomic_path
 from allspark.inference.predictor import Predictor
 from allspark.inspection.figures import Example, MethodResult, one_page, save_figure
 from allspark.metrics import Scores
+from allspark.options import predictor
 from allspark.settings import apply_overrides, load_recipe
 
 METHODS = ("supervised", "pseudo-label", "allspark")
@@ -64,9 +65,8 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
         seconds[name] = max(row["seconds"] for row in read_log(out / name) if "seconds" in row)
     source = open_source(configs[METHODS[0]].data)
     for name, config in configs.items():
-        predictor = Predictor(open_run(out / name, "last").segmenter, config.eval)
-        runs[name] = evaluate(predictor, source.val, source, workers=0, max_pixels=config.data.max_pixels)
-        predictions[name] = predictor
+        predictions[name] = predictor(open_run(out / name, "last"))
+        runs[name] = evaluate(predictions[name], source.val, source, workers=0, max_pixels=config.data.max_pixels)
     examples = _examples(source, predictions, out / "overlays")
     results = [MethodResult(name, read_log(out / name), runs[name].iou, runs[name].miou) for name in METHODS]
     total = read_log(out / METHODS[0])[-1]["step"]

@@ -95,7 +95,7 @@ class ConfusionMatrix:
             )
         k = self.num_classes
         pred = pred.to(self._counts.device, torch.int64)
-        target = target.to(self._counts.device, torch.int64, non_blocking=True)
+        target = target.to(self._counts.device, non_blocking=True).to(torch.int64)  # masks are bytes on the way
         known = (target >= 0) & (target < k) & (pred >= 0) & (pred < k)
         cell = torch.where(known, target * k + pred, k * k + 1)
         cell.masked_fill_(target == IGNORE, k * k)

@@ -161,7 +161,7 @@ def _is_here(path: Path) -> bool:
     return path.exists() or any(path.parent.glob(path.name) if path.suffix == ".tar" else ())
 
 
-def predictor(run: Run, mode: str | None, precision: str | None = None) -> Predictor:
+def predictor(run: Run, mode: str | None = None, precision: str | None = None) -> Predictor:
     """The predictor of a run, on a GPU if there is one, unless the run was made for the CPU.
 
     Args:

@@ -7,7 +7,7 @@ from torch import nn
 from allspark.config import EvalConfig
 from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
-from allspark.inference.predictor import Predictor
+from allspark.inference.predictor import Predictor, out_of_memory
 from allspark.inference.window import windowed
 from allspark.models.logits import Logits
 
@@ -192,6 +192,13 @@ def test_wrong_images_are_named(image, words):
 class TooLarge(nn.Module):
     def forward(self, image):
         return image.new_empty(1 << 60)
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `x`"])
+def test_out_of_memory_has_many_names(words):
+    assert out_of_memory(RuntimeError(words))
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.parametrize(("mode", "fix"), [("whole", "eval.mode=window"), ("window", "smaller eval.window")])

@@ -210,7 +210,7 @@ def _batches(loader: DataLoader[TrainBatch | DataError]) -> Generator[TrainBatch
                 return
             # The latter three: it died while it handed a batch over.
             except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-                exited = str(error).startswith("DataLoader worker") and "exited unexpectedly" in str(error)
+                exited = "exited unexpectedly" in str(error)  # a worker, or the thread that hands on to a GPU
                 if isinstance(error, RuntimeError) and not exited:
                     raise
                 raise DataError(

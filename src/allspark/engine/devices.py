@@ -35,12 +35,15 @@ def start_processes(config: Config) -> Accelerator:
     GradientState._reset_state()
     atexit.unregister(part)
     atexit.register(part)  # for programs other than the command line
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,
         gradient_accumulation_steps=config.optim.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if not on_cpu:
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # of a run before in the same program
+    return accelerator
 
 
 def require_compiler(device: torch.device) -> None:

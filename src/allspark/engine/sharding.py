@@ -31,8 +31,8 @@ def shard(segmenter: Segmenter, device: torch.device) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; of a divided one every process has to ask at the same time."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """All of a tensor, a divided one on the CPU; every process has to ask for it at the same time."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -37,9 +37,10 @@ def update(session: Session, parts: list[TrainBatch]) -> None:
                 session.accelerator.backward(output.loss)
             records.append((batch, output))
             if number == len(parts) and not (skips and _take_back(session, before, records)):
-                if optim.clip_norm is not None:
-                    session.accelerator.clip_grad_norm_(session.method.parameters(), optim.clip_norm)
-                session.optimizer.step()
+                with _memory_suffices(session):  # momentum is made in the first step
+                    if optim.clip_norm is not None:
+                        session.accelerator.clip_grad_norm_(session.method.parameters(), optim.clip_norm)
+                    session.optimizer.step()
                 _record(session, records)
             session.optimizer.zero_grad(set_to_none=True)
     session.method.after_step(progress)

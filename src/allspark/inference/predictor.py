@@ -20,6 +20,7 @@ from allspark.inference.window import plan, windowed
 from allspark.models.logits import Logits
 from allspark.models.segmenter import Segmenter
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -157,8 +158,8 @@ class Predictor:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether torch ran out of memory; it has no class for the CPU's."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Tell whether memory ran out; torch has a class for its own allocator on GPUs alone."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -56,6 +56,7 @@ def eval_logits(segmenter: Segmenter, image: Float[Tensor, "u 3 H W"]) -> Logits
     segmenter.eval()
     logits = segmenter.logits(image)
     segmenter.train(training)
+    torch.clear_autocast_cache()  # torch before 2.11 would train on the weights in half precision, without gradient
     return logits
 
 

@@ -70,6 +70,8 @@ def mix_channels(weight: Tensor, x: Tensor) -> Tensor:
     """``weight @ x`` for every matrix of a batch: (c_out, c_in) and (b, c_in, n) -> (b, c_out, n), with gradient."""
     if x.device.type == "cpu" and x.dtype == torch.float32:  # oneDNN computes convolutions on every CPU
         return F.conv1d(x, weight[:, :, None])
+    if torch.is_autocast_enabled(x.device.type):  # once, not for each of the b
+        weight = weight.to(torch.get_autocast_dtype(x.device.type))
     # Not `weight @ x`, which would copy the weight b times.
     return torch.bmm(weight.expand(len(x), -1, -1), x)
 
