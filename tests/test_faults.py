@@ -132,7 +132,7 @@ def one_label(scene: Scene) -> None:
 def not_a_number(scene: Scene) -> list[str]:
     forward = METHODS["allspark"].forward
 
-    def breaks(self, batch, progress):  # type: ignore[no-untyped-def]
+    def breaks(self, batch, progress):
         output = forward(self, batch, progress)
         return StepOutput(output.loss * float("nan"), output.metrics) if progress.step == 2 else output
 
@@ -145,7 +145,7 @@ def worker_dies(scene: Scene) -> list[str]:
 
     read, parent = loading.read_sample, os.getpid()
 
-    def dies(sample, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def dies(sample, *args, **kwargs):
         if os.getpid() != parent and sample.id == "unlabeled_0003":
             os.kill(os.getpid(), signal.SIGKILL)
         return read(sample, *args, **kwargs)
@@ -160,7 +160,7 @@ def full_disk(scene: Scene) -> list[str]:
 
     save, count = module.save_checkpoint, [0]
 
-    def limited(path, *args):  # type: ignore[no-untyped-def]
+    def limited(path, *args):
         count[0] += 1
         if count[0] == 1:
             return save(path, *args)
@@ -189,7 +189,7 @@ def folder_vanishes(scene: Scene) -> list[str]:
 
     update = module.update
 
-    def and_gone(session, parts):  # type: ignore[no-untyped-def]
+    def and_gone(session, parts):
         update(session, parts)
         if session.state.step == 2:
             shutil.rmtree(scene.out)
@@ -344,7 +344,7 @@ def test_a_checkpoint_is_never_half_there(tmp_path, monkeypatch):
     save_checkpoint(path, {"model.w": torch.zeros(3)}, {"format": 1})
     before = path.read_bytes()
     if (child := os.fork()) == 0:
-        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         save_checkpoint(path, {"model.w": torch.ones(3)}, {"format": 1})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

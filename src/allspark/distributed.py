@@ -32,7 +32,7 @@ def gathered(x: Tensor) -> Tensor:
     """The rows of all processes in the order of their ranks, (b, ...) -> (processes * b, ...), with gradient."""
     if processes() == 1:
         return x
-    result: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _Gather.apply(x)
     return result
 
 
@@ -40,7 +40,7 @@ def summed(x: Tensor) -> Tensor:
     """The sum over all processes, with gradient."""
     if processes() == 1:
         return x
-    result: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sum.apply(x)
     return result
 
 
@@ -113,7 +113,7 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
     if processes() == 1:
         return module
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return converted
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):

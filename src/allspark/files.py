@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -53,11 +52,11 @@ def lock_folder(folder: Path) -> IO[str]:
     """Claim a folder for this process until the returned file is closed, or the process ends in whatever way.
 
     Raises:
-        OSError: another process has it. (Systems without ``fcntl`` never say so.)
+        OSError: another process has it. (Windows never says so.)
     """
     file = (folder / ".lock").open("w")
     try:
-        if fcntl is not None:
+        if sys.platform != "win32":
             # Not flock: forked processes that read images would hold it on after this process was killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -129,9 +129,9 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         if key in _fields() and _is_section(_fields()[key]):
             raise ConfigError(f"--set {item}: {key} is a section; name one of its fields, for example {_member(key)}")
         *parents, leaf = key.split(".")
-        target = tree
+        target: Any = tree
         for depth, part in enumerate(parents):
-            target = target.get(part) if isinstance(target, dict) else None  # type: ignore[assignment] # checked next
+            target = target.get(part) if isinstance(target, dict) else None
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {item}: {_unknown(key, '.'.join(parents[:depth]))}")
         target[leaf] = _override_value(key, text, f"--set {item}")

@@ -19,16 +19,17 @@ IGNORE = 255
 """The mask value that no loss and no metric sees."""
 
 
+@dataclass(frozen=True)
 class _Movable:
     """A dataclass of tensors that moves as one; nested batches move with it."""
 
     def _map(self, name: str, *args: Any, **kwargs: Any) -> Self:
         changed = {}
-        for item in fields(self):  # type: ignore[arg-type]
+        for item in fields(self):
             value = getattr(self, item.name)
             if hasattr(value, name):
                 changed[item.name] = getattr(value, name)(*args, **kwargs)
-        return replace(self, **changed)  # type: ignore[type-var]
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch on another device."""

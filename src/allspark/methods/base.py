@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from allspark.models.segmenter import Segmenter, build_segmenter
 from allspark.types import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """One way to learn from labelled and unlabelled images. Its forward pass is one training step.
 
     The training loop knows no method by name: it calls ``forward``, minimises the loss, and calls ``after_step``.
@@ -34,9 +35,9 @@ class Method(nn.Module):
         self.segmenter: Segmenter = build_segmenter(config, num_classes)
         self.labeled_loss = labeled_loss(config.method)
 
+    @abstractmethod
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """Return the loss of one micro-batch."""
-        raise NotImplementedError(f"{type(self).__name__} must say what one training step is")
 
     def after_step(self, progress: Progress) -> None:
         """Follow a weight update, for example with a teacher's moving average."""

@@ -80,7 +80,7 @@ def _tiled(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
     """The CPU's kernel, in float32 or better."""
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):
-        out: Tensor = _Tiled.apply(query.to(wide), key.to(wide), value.to(wide), dropout)  # type: ignore[no-untyped-call]
+        out: Tensor = _Tiled.apply(query.to(wide), key.to(wide), value.to(wide), dropout)
     return out.to(query.dtype)
 
 

@@ -62,9 +62,7 @@ class SegformerHead(nn.Module):
         if self.training and self.dropout:
             keep = normed.new_empty(normed.shape[0], normed.shape[1], 1, 1).bernoulli_(1 - self.dropout)
             keep /= 1 - self.dropout
-        logits: Tensor = _Classify.apply(  # type: ignore[no-untyped-call]
-            normed, keep, self.classifier.weight, self.classifier.bias
-        )
+        logits: Tensor = _Classify.apply(normed, keep, self.classifier.weight, self.classifier.bias)
         return logits
 
     @classmethod

@@ -91,7 +91,7 @@ class Logits:
 
     def losses(self, target: Int[Tensor, "b H W"]) -> Float[Tensor, "b H W"]:
         """Cross-entropy of every pixel, in float32 or better; 0 where the target is IGNORE."""
-        out: Tensor = _PixelLosses.apply(self.coarse, target, self._axis(0), self._axis(1), self._ratio)  # type: ignore[no-untyped-call]
+        out: Tensor = _PixelLosses.apply(self.coarse, target, self._axis(0), self._axis(1), self._ratio)
         return out
 
     def bands(self) -> Iterator[tuple[slice, slice, Float[Tensor, "_ k _ W"]]]:

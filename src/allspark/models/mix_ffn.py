@@ -69,7 +69,7 @@ class MixFFN(nn.Module):
             hidden = _depthwise(self.fc1(tokens), depthwise.weight, depthwise.bias, (height, width))
             narrow: Tensor = last(F.gelu(hidden))
             return narrow
-        out: Tensor = _MixFFN.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = _MixFFN.apply(
             self.fc1(tokens), depthwise.weight, depthwise.bias, last.weight, last.bias, (height, width)
         )
         return out

@@ -83,7 +83,7 @@ class Linear(nn.Linear):
         """(..., c_in) -> (..., c_out)."""
         if not _suits(x, self.weight):
             return super().forward(x)
-        out: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        out: Tensor = _Linear.apply(x, self.weight, self.bias)
         return out
 
 
