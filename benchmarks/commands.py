@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from allspark.data.synthetic import generate
+from allspark.config.files import apply_overrides, load_recipe
+from allspark.data.sets.synthetic import generate
 from allspark.engine.train import train
-from allspark.settings import apply_overrides, load_recipe
 from benchmarks.cases import Case
 from benchmarks.measure import Command, Work, temporary_folder
 
@@ -35,4 +35,4 @@ def _predict(device: str) -> Work:
 
 
 def _command(*arguments: str) -> Work:
-    return Command([sys.executable, "-m", "allspark.cli", *arguments])
+    return Command([sys.executable, "-m", "allspark.cli.app", *arguments])

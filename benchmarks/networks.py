@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from allspark.config import Config
+from allspark.batch import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.config.files import apply_overrides
+from allspark.config.schema import Config
 from allspark.engine.optim import build_optimizer
 from allspark.inference.predictor import Predictor
 from allspark.methods import build_method
 from allspark.models.allspark import AllSparkBottleneck
 from allspark.models.decoders import SegformerHead
 from allspark.models.segmenter import Segmenter, build_segmenter
-from allspark.settings import apply_overrides
-from allspark.types import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from benchmarks import textbook
 from benchmarks.cases import Call, Case, Goal
 from benchmarks.measure import Work

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from allspark.config import Config
-from allspark.data import open_source
+from allspark.config.files import apply_overrides
+from allspark.config.schema import Config
 from allspark.data.image import MEAN, STD
-from allspark.data.loading import TrainStream
+from allspark.data.sets import open_source
+from allspark.data.sets.synthetic import generate
 from allspark.data.source import Sample, Source
-from allspark.data.synthetic import generate
-from allspark.engine.evaluate import evaluate
+from allspark.data.stream import TrainStream
+from allspark.inference.evaluate import evaluate
 from allspark.inference.predictor import Predictor
 from allspark.models.segmenter import build_segmenter
-from allspark.settings import apply_overrides
 from benchmarks import textbook
 from benchmarks.cases import Call, Case, Goal
 from benchmarks.measure import Work, temporary_folder

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no install
 import torch
 from rich.console import Console
 
-from allspark.host_memory import keep_freed_memory, restart_without_caches
+from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
 from benchmarks.cases import PARTS, Case, all_cases
 from benchmarks.measure import machine, measure
 from benchmarks.report import table, write_report

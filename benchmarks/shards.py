@@ -22,7 +22,7 @@ CODE = """
 import resource, sys, time
 began = time.perf_counter()
 from pathlib import Path
-from allspark.config import DataConfig
+from allspark.config.schema import DataConfig
 from allspark.data.image import read_image
 from allspark.data.order import index_at
 from allspark.data.shards import Shards, find_shards

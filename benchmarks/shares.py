@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from allspark.host_memory import keep_freed_memory, restart_without_caches
-from allspark.models.products import product as fast_product
+from allspark.kernels.matmul import product as fast_product
 from allspark.models.segmenter import Segmenter
+from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
 from benchmarks.measure import machine, operations
 from benchmarks.networks import TrainingStep, step_name, step_variants
 from benchmarks.textbook import TextbookSegmenter

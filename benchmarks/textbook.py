@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel
 
-from allspark.types import IGNORE, Guide, TrainBatch
+from allspark.batch import IGNORE, Guide, TrainBatch
 
 MIT_DEPTHS = {
     "mit-b0": (2, 2, 2, 2),

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allspark.data import open_source
+from allspark.batch import Guide
+from allspark.data.decode import read_sample
 from allspark.data.image import normalize
-from allspark.data.reading import read_sample
+from allspark.data.sets import open_source
 from allspark.data.source import Sample, Source
 from allspark.engine.checkpoint import open_run
-from allspark.metrics import ConfusionMatrix
-from allspark.types import Guide
+from allspark.inference.metrics import ConfusionMatrix
 
 AT_ONCE = 4
 

@@ -10,8 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests run side 
 import pytest
 import torch
 
-from allspark.config import Config
-from allspark.settings import apply_overrides
+from allspark.config.files import apply_overrides
+from allspark.config.schema import Config
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -60,7 +60,7 @@ def tiny_config() -> Config:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated data set in the ``folder`` layout, to be read only: 4 labelled, 6 unlabelled, 3 validation images."""
-    from allspark.data.synthetic import generate
+    from allspark.data.sets.synthetic import generate
 
     root = tmp_path_factory.mktemp("tiny") / "scenes"
     generate(root, labeled=4, unlabeled=6, val=3, size=(64, 80), seed=0)

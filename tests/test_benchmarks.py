@@ -16,11 +16,11 @@ from benchmarks import networks, run, shares, textbook
 from benchmarks.cases import PARTS, Case
 from benchmarks.measure import Command, measure, operations, peak_bytes
 
-from allspark.config import Config
+from allspark.batch import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.config.schema import Config
 from allspark.methods import build_method
 from allspark.models.allspark import AllSparkBottleneck
 from allspark.models.decoders import SegformerHead
-from allspark.types import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from tests.golden.arrays import Arrays
 
 # Some gradients are zero in exact arithmetic (a bias before batch norm, a key bias before softmax).

@@ -11,15 +11,15 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from allspark.config import Config
-from allspark.data.classes import read_classes
+from allspark.config.files import apply_overrides, load_config
+from allspark.config.schema import Config
 from allspark.data.image import read_image, read_mask
-from allspark.data.layout import Layout, read_list
-from allspark.data.prepare_coco import prepare_coco
+from allspark.data.sets.classes import read_classes
+from allspark.data.sets.lists import Layout, read_list
+from allspark.data.sets.prepare_coco import prepare_coco
 from allspark.engine.checkpoint import load_checkpoint, save_checkpoint
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
-from allspark.models.weights import read_foreign
-from allspark.settings import apply_overrides, load_config
+from allspark.models.published import read_foreign
 from allspark.study.plan import load_study
 
 FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from allspark.config import Config
-    from allspark.data import SOURCES, open_source
+    from allspark.batch import Guide
+    from allspark.config.files import apply_overrides, describe, load_config, load_recipe, save_config
+    from allspark.config.schema import Config
+    from allspark.data.sets import SOURCES, open_source
     from allspark.data.source import Sample, Source
     from allspark.engine.checkpoint import Run, open_run
-    from allspark.engine.evaluate import evaluate
     from allspark.engine.train import train
     from allspark.errors import CheckpointError, ConfigError, DataError, UserError
+    from allspark.inference.evaluate import evaluate
+    from allspark.inference.metrics import ConfusionMatrix
     from allspark.inference.predictor import Prediction, Predictor
     from allspark.methods import METHODS, build_method
     from allspark.methods.base import Method
-    from allspark.metrics import ConfusionMatrix
     from allspark.models.allspark import AllSparkBottleneck
     from allspark.models.segmenter import Segmenter, build_segmenter
     from allspark.recipes import RECIPES
-    from allspark.settings import apply_overrides, describe, load_config, load_recipe, save_config
-    from allspark.types import Guide
 
 __version__ = "0.1.0"
 
@@ -59,22 +59,22 @@ __all__ = [
 ]
 
 _HOME = {
-    "config": ("Config",),
-    "data": ("SOURCES", "open_source"),
+    "config.schema": ("Config",),
+    "data.sets": ("SOURCES", "open_source"),
     "data.source": ("Sample", "Source"),
     "engine.checkpoint": ("Run", "open_run"),
-    "engine.evaluate": ("evaluate",),
+    "inference.evaluate": ("evaluate",),
     "engine.train": ("train",),
     "errors": ("CheckpointError", "ConfigError", "DataError", "UserError"),
     "inference.predictor": ("Prediction", "Predictor"),
     "methods": ("METHODS", "build_method"),
     "methods.base": ("Method",),
-    "metrics": ("ConfusionMatrix",),
+    "inference.metrics": ("ConfusionMatrix",),
     "models.allspark": ("AllSparkBottleneck",),
     "models.segmenter": ("Segmenter", "build_segmenter"),
     "recipes": ("RECIPES",),
-    "settings": ("apply_overrides", "describe", "load_config", "load_recipe", "save_config"),
-    "types": ("Guide",),
+    "config.files": ("apply_overrides", "describe", "load_config", "load_recipe", "save_config"),
+    "batch": ("Guide",),
 }
 
 

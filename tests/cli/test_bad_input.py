@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from allspark.cli import main
+from allspark.cli.app import main
 from allspark.engine.checkpoint import load_checkpoint
 from tests.conftest import TINY
 
@@ -225,7 +225,7 @@ def start(*arguments: object, limit: int | None = None) -> subprocess.CompletedP
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.run(
-        [sys.executable, "-m", "allspark.cli", *map(str, arguments)],
+        [sys.executable, "-m", "allspark.cli.app", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -254,7 +254,7 @@ def test_full_disk_leaves_nothing_half_written(run, tmp_path):
 
 
 def test_output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_not():
-    command = f"{sys.executable} -m allspark.cli config show voc"
+    command = f"{sys.executable} -m allspark.cli.app config show voc"
     full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True, timeout=60)
     assert full.returncode != 0
     assert "Traceback" not in full.stderr

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark.cli import main
-from allspark.config import Config
+from allspark.cli.app import main
+from allspark.config.files import load_config
+from allspark.config.schema import Config
 from allspark.engine.log import read_log
 from allspark.recipes import RECIPES
-from allspark.settings import load_config
 from tests.conftest import TINY
 
 SET = [part for override in TINY for part in ("--set", override)]
@@ -73,7 +73,7 @@ def test_interrupted_run_resumes_with_the_same_losses(run, tmp_path):
     succeed("train", "--recipe", "folder", "--data", data, "--out", whole, *settings)
 
     command = ["train", "--recipe", "folder", "--data", str(data), "--out", str(out), *settings]
-    process = subprocess.Popen([sys.executable, "-m", "allspark.cli", *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "allspark.cli.app", *command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while not any("loss" in row for row in read_log(out)) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import allspark
-from allspark.cli import main
+from allspark.cli.app import main
 
 COMMANDS = ["demo", "check", "split", "train", "eval", "predict", "import-checkpoint", "config"]
 
@@ -21,21 +21,21 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_takes_less_than_400_ms_of_cpu():
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run("-m", "allspark.cli", "--help")
+        run("-m", "allspark.cli.app", "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.4
 
 
-@pytest.mark.parametrize("module", ["allspark", "allspark.cli", "allspark.settings", "allspark.options"])
+@pytest.mark.parametrize("module", ["allspark", "allspark.cli.app", "allspark.config.files", "allspark.cli.options"])
 def test_torch_is_not_imported_with(module):
     loaded = run("-c", f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))")
     assert loaded.stdout.strip() == ""
 
 
 def test_check_and_split_start_without_torch():
-    modules = "allspark.data, allspark.data.check, allspark.data.splits, allspark.data.synthetic"
+    modules = "allspark.data, allspark.data.check, allspark.data.splits, allspark.data.sets.synthetic"
     loaded = run("-c", f"import sys, {modules}; print('torch' in sys.modules)")
     assert loaded.stdout.strip() == "False"
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from allspark.config import Config
+from allspark.batch import IGNORE, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.config.schema import Config
 from allspark.methods import METHODS, build_method
-from allspark.types import IGNORE, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from tests.models.test_encoders import TINY
 
 

@@ -5,13 +5,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from allspark.cli import main
-from allspark.config import DataConfig
-from allspark.data import SOURCES, open_source
+from allspark.cli.app import main
+from allspark.cli.options import layout_of
+from allspark.config.schema import DataConfig
 from allspark.data.check import check
-from allspark.data.reading import read_sample
+from allspark.data.decode import read_sample
+from allspark.data.sets import SOURCES, open_source
 from allspark.errors import DataError
-from allspark.options import layout_of
 from tests.conftest import TINY
 from tests.fakes import FAKES
 

@@ -15,17 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from allspark.cli import main
-from allspark.config import DataConfig
-from allspark.data import open_source
+from allspark.cli.app import main
+from allspark.config.files import apply_overrides
+from allspark.config.schema import DataConfig
 from allspark.data.check import check
 from allspark.data.image import read_image
-from allspark.data.loading import TrainStream
 from allspark.data.order import _scattered, index_at
+from allspark.data.sets import open_source
 from allspark.data.shards import Shards, find_shards
+from allspark.data.stream import TrainStream
 from allspark.engine.log import read_log
 from allspark.errors import ConfigError, DataError
-from allspark.settings import apply_overrides
 from tests.conftest import TINY
 
 

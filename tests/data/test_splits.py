@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark.config import DataConfig
-from allspark.data import open_source
+from allspark.config.schema import DataConfig
+from allspark.data.sets import open_source
 from allspark.data.splits import make_split
 from allspark.errors import DataError, UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from allspark.config import ViewConfig
+from allspark.config.schema import ViewConfig
 from allspark.data.colour import shift_hue
 from allspark.data.views import draw_geometry, labeled_view, unlabeled_view
 

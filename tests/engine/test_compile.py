@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from allspark.engine import devices
-from allspark.engine.devices import require_compiler
+from allspark.config.files import apply_overrides, load_recipe, save_config
 from allspark.errors import ConfigError
-from allspark.settings import apply_overrides, load_recipe, save_config
+from allspark.runtime import devices
+from allspark.runtime.devices import require_compiler
 from tests.conftest import TINY
 
 # In a process of its own: what tests do to the functions' types cannot be compiled.
@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 torch.set_num_threads(1)
 from allspark.engine.log import read_log
 from allspark.engine.train import train
-from allspark.settings import apply_overrides, load_config
+from allspark.config.files import apply_overrides, load_config
 
 config, folder = load_config(Path(sys.argv[1])), Path(sys.argv[2])
 for compiled in (True, False):

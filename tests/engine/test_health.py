@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from allspark.config import EvalConfig
-from allspark.data import open_source
+from allspark.config.files import apply_overrides
+from allspark.config.schema import EvalConfig
 from allspark.data.image import normalize, read_image, read_mask
+from allspark.data.sets import open_source
 from allspark.engine import health
 from allspark.engine.log import read_log
 from allspark.engine.train import train
 from allspark.inference.predictor import Predictor
 from allspark.methods.base import class_pixels
-from allspark.settings import apply_overrides
 
 CLASSES = ("road", "sky", "car", "sign")
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from allspark.config.files import apply_overrides, load_recipe, save_config
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.log import read_log
-from allspark.settings import apply_overrides, load_recipe, save_config
 from tests.conftest import TINY
 
 # A process that has imported everything and forks the runs, so that fifty starts take seconds.
@@ -22,7 +22,7 @@ import torch
 torch.set_num_threads(1)
 from allspark.engine import checkpoint
 from allspark.engine.train import train
-from allspark.settings import load_config
+from allspark.config.files import load_config
 
 config, folder, wanted = load_config(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(0)

@@ -9,13 +9,13 @@ import time
 import pytest
 import torch
 
+from allspark.config.files import apply_overrides, load_config
 from allspark.engine import train as train_module
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.log import read_log
-from allspark.engine.signals import Interrupted, StopRequest
 from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError
-from allspark.settings import apply_overrides, load_config
+from allspark.runtime.signals import Interrupted, StopRequest
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_a_signal_to_the_whole_job_finishes_the_step(config, tmp_path):
     train(config, tmp_path / "whole")
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\nfrom allspark.config import Config\n"
-        "from allspark.engine.train import train\nfrom allspark.engine.signals import Interrupted\n"
+        "from pathlib import Path\nfrom allspark.config.schema import Config\n"
+        "from allspark.engine.train import train\nfrom allspark.runtime.signals import Interrupted\n"
         f"config = Config.model_validate_json({config.model_dump_json()!r})\n"
         f"try: train(config, Path({str(tmp_path / 'parts')!r}))\n"
         "except Interrupted as stop: print(stop); sys.exit(stop.exit_code)\n"

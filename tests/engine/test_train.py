@@ -11,20 +11,20 @@ import time
 import pytest
 import torch
 
-from allspark.data import open_source
+from allspark.batch import Progress, StepOutput
+from allspark.config.files import apply_overrides, load_config, save_config
 from allspark.data.image import read_image
-from allspark.data.loading import TrainStream
+from allspark.data.sets import open_source
+from allspark.data.stream import TrainStream
 from allspark.engine import train as train_module
 from allspark.engine.checkpoint import begin_with, checkpoint_path, load_checkpoint, open_run
 from allspark.engine.log import read_log
 from allspark.engine.result import read_result
-from allspark.engine.signals import Interrupted
 from allspark.engine.train import train
 from allspark.engine.ui import Silent
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
-from allspark.settings import apply_overrides, load_config, save_config
-from allspark.types import Progress, StepOutput
+from allspark.runtime.signals import Interrupted
 from tests.engine.test_resume import Lines
 
 
@@ -119,7 +119,7 @@ def test_a_killed_process_resumes_exactly(config, tmp_path):
     train(config, tmp_path / "whole")
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\nfrom allspark.config import Config\nfrom allspark.engine.train import train\n"
+        "from pathlib import Path\nfrom allspark.config.schema import Config\nfrom allspark.engine.train import train\n"
         f"config = Config.model_validate_json({config.model_dump_json()!r})\n"
         f"train(config, Path({str(tmp_path / 'parts')!r}), resume=True)\n"
     )

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from allspark.metrics import ConfusionMatrix
+from allspark.inference.metrics import ConfusionMatrix
 
 
 def test_iou_equals_the_published_implementation():

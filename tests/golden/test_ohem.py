@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from allspark.kernels.logits import Logits
 from allspark.methods.losses import ohem_cross_entropy
-from allspark.models.logits import Logits
 
 GOLDEN = np.load(Path(__file__).parent / "ohem.npz")
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from allspark.config import Config
+from allspark.batch import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.config.schema import Config
 from allspark.engine.optim import build_optimizer, poly, set_lr
 from allspark.methods.allspark import AllSpark
 from allspark.models.allspark import _PUBLISHED_NAMES as BOTTLENECK_NAMES
@@ -12,7 +13,6 @@ from allspark.models.decoders import _PUBLISHED_NAMES as HEAD_NAMES
 from allspark.models.decoders import SegformerHead
 from allspark.models.encoders import published_encoder
 from allspark.models.segmenter import Segmenter
-from allspark.types import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from tests.golden.arrays import Arrays
 
 RTOL = 1e-9

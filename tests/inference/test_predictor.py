@@ -4,12 +4,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from allspark.config import EvalConfig
+from allspark.config.schema import EvalConfig
 from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
 from allspark.inference.predictor import Predictor, out_of_memory
 from allspark.inference.window import windowed
-from allspark.models.logits import Logits
+from allspark.kernels.logits import Logits
 
 MODES = [EvalConfig(), EvalConfig(mode="window", window=(7, 6), batch=3)]
 modes = pytest.mark.parametrize("config", MODES, ids=["whole", "window"])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allspark.inference.window import plan, windowed
-from allspark.models.logits import Logits
+from allspark.kernels.logits import Logits
 
 sizes = st.integers(1, 40)
 

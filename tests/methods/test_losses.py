@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allspark.kernels.logits import Logits
 from allspark.methods.losses import cross_entropy, ohem_cross_entropy
-from allspark.models.logits import Logits
 
 
 def naive(logits, target, threshold, min_kept):

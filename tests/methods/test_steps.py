@@ -5,11 +5,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from allspark.config import Config
+from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.config.files import apply_overrides
+from allspark.config.schema import Config
+from allspark.kernels import attention
 from allspark.methods import METHODS, build_method
-from allspark.models import attention
-from allspark.settings import apply_overrides
-from allspark.types import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from tests.conftest import TINY
 
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allspark.batch import Guide
 from allspark.errors import CheckpointError
 from allspark.models.allspark import AllSparkBottleneck, SemanticMemory, group_channels
-from allspark.types import Guide
 
 
 def bottleneck(**kwargs):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from allspark.config import Config, ModelConfig
+from allspark.config.schema import Config, ModelConfig
 from allspark.models.decoders import DeepLabV3Plus
 from allspark.models.segmenter import build_segmenter
 from tests.models.test_encoders import TINY, tiny

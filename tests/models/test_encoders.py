@@ -13,7 +13,7 @@ from transformers import (
     SwinBackbone,
 )
 
-from allspark.config import Config, ModelConfig
+from allspark.config.schema import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.models.encoders import MIT_PRESETS, build_encoder, freeze_unused, resolve_encoder
 from allspark.models.segmenter import build_segmenter
@@ -115,7 +115,7 @@ def test_resolving_a_preset_changes_nothing():
     ],
 )
 def test_what_cannot_be_had_is_one_clear_line(kwargs, error, words, monkeypatch):
-    monkeypatch.setattr("allspark.models.hub._hub_answers", lambda: False)
+    monkeypatch.setattr("allspark.models.pretrained._hub_answers", lambda: False)
     with pytest.raises(error) as caught:
         build_encoder(ModelConfig(**kwargs))
     assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -11,11 +11,11 @@ import time
 import pytest
 from PIL import Image
 
+from allspark.cli.study import compare
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.log import read_log
 from allspark.engine.result import read_result
 from allspark.errors import ConfigError, UserError
-from allspark.study.command import compare
 from allspark.study.plan import load_study, plan
 
 
@@ -80,7 +80,7 @@ def test_a_study_that_is_stopped_or_killed_goes_on(study_file, tmp_path, number)
     study_file.write_text(text)
     whole, out = tmp_path / "whole", tmp_path / "out"
     compare(study_file, whole, jobs=2)
-    command = [sys.executable, "-m", "allspark.cli", "study", str(study_file), "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "allspark.cli.app", "study", str(study_file), "--out", str(out), "--jobs", "2"]
     study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     logs = [run.out / "log.jsonl" for run in runs_of(study_file, out)]
     deadline = time.monotonic() + 120

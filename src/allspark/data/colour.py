@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from allspark.config import ViewConfig
+from allspark.config.schema import ViewConfig
 
 _CHUNK = 16_384  # pixels: the temporaries of a hue shift then stay in the cache
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from allspark.batch import IGNORE
 from allspark.data.member import Member
 from allspark.data.sbd import read_sbd
 from allspark.data.source import RGB
 from allspark.errors import DataError
 from allspark.files import atomic_write
-from allspark.types import IGNORE
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

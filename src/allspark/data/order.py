@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from allspark.config import DataConfig
+from allspark.config.schema import DataConfig
 from allspark.data.shards import Shards
 from allspark.data.source import Sample
 from allspark.errors import ConfigError

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from allspark.batch import IGNORE
 from allspark.data.member import Member
-from allspark.types import IGNORE
 
 RGB = tuple[int, int, int]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from allspark.data.reading import read_sample
+from allspark.batch import IGNORE
+from allspark.data.decode import read_sample
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError, UserError
 from allspark.files import atomic_write
-from allspark.types import IGNORE
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from allspark.config import ViewConfig
+from allspark.batch import IGNORE
+from allspark.config.schema import ViewConfig
 from allspark.data.colour import draw_colour, recolour
-from allspark.types import IGNORE
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from allspark.config import Config
+from allspark.config.schema import Config
 from allspark.data.source import RGB, Source
 from allspark.errors import CheckpointError
 from allspark.files import atomic_path

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from allspark.data.decode import read_sample
 from allspark.data.image import normalize
-from allspark.data.reading import read_sample
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
+from allspark.inference.metrics import ConfusionMatrix
 from allspark.inference.predictor import Predictor
-from allspark.metrics import ConfusionMatrix
 
 _LOST = 0.1  # a class is lost if its share of the pseudo-labels is below this part of its share of the labels
 _LOST_SHARE = 0.05  # of the labelled pixels that lost classes hold together: from here on it is a collapse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from allspark.config import OptimConfig
+from allspark.config.schema import OptimConfig
 from allspark.methods.base import Method
 
 

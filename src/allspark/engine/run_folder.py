@@ -8,15 +8,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
 
-from allspark.config import Config
+from allspark.config.files import apply_overrides, differences
+from allspark.config.schema import Config
 from allspark.data.shards import Shards
 from allspark.data.source import Sample, Source
-from allspark.distributed import processes
 from allspark.engine.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from allspark.engine.ui import Silent, TrainUI
 from allspark.errors import CheckpointError, ConfigError
 from allspark.files import lock_folder
-from allspark.settings import apply_overrides, differences
+from allspark.runtime.collectives import processes
 
 # Settings that a resumed run may change: where and how it runs, or what it does about trouble. (What the lists of
 # images hold is compared by itself, see _require_same_images.)

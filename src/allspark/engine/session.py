@@ -15,20 +15,19 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from allspark.config import Config, OptimConfig
-from allspark.data import open_source
+from allspark.config.files import save_config
+from allspark.config.schema import Config, OptimConfig
 from allspark.data.check import check
-from allspark.data.loading import steps_per_epoch
 from allspark.data.partitions import partition_of
+from allspark.data.sets import open_source
 from allspark.data.source import Source
-from allspark.distributed import synchronise_norms, together
+from allspark.data.stream import steps_per_epoch
 from allspark.engine.checkpoint import (
     Checkpoint,
     begin_with,
     checkpoint_path,
     load_model,
 )
-from allspark.engine.devices import require_compiler
 from allspark.engine.optim import build_optimizer
 from allspark.engine.run_folder import (
     absolute,
@@ -37,14 +36,15 @@ from allspark.engine.run_folder import (
     same_update,
     sweep,
 )
-from allspark.engine.sharding import shard
 from allspark.engine.state import State, process_seed, restore
 from allspark.engine.ui import TrainUI
 from allspark.errors import ConfigError, DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.encoders import freeze_unused, resolve_encoder
-from allspark.settings import save_config
+from allspark.runtime.collectives import synchronise_norms, together
+from allspark.runtime.devices import require_compiler
+from allspark.runtime.sharding import shard
 
 
 @dataclass

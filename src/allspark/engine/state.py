@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allspark.distributed import everyone
 from allspark.engine.checkpoint import Checkpoint, checkpoint_path, describe, model_tensors
 from allspark.engine.run_folder import absolute, fingerprints, require_same_images
-from allspark.engine.sharding import like, whole
 from allspark.errors import CheckpointError
+from allspark.runtime.collectives import everyone
+from allspark.runtime.sharding import like, whole
 
 if TYPE_CHECKING:
     from allspark.engine.session import Session

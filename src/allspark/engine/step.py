@@ -10,13 +10,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from allspark.distributed import FAILED, GO, agree, everyone
+from allspark.batch import Progress, StepOutput, TrainBatch
 from allspark.engine.checkpoint import checkpoint_path
 from allspark.engine.optim import poly, set_lr
 from allspark.engine.session import Session
 from allspark.errors import UserError
 from allspark.inference.predictor import out_of_memory
-from allspark.types import Progress, StepOutput, TrainBatch
+from allspark.runtime.collectives import FAILED, GO, agree, everyone
 
 
 def update(session: Session, parts: list[TrainBatch]) -> None:

@@ -16,23 +16,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from allspark.config import Config
-from allspark.data.loading import train_batches
-from allspark.distributed import FAILED, GO, agree, connected, processes, raise_together, summed, together
+from allspark.batch import TrainBatch
+from allspark.config.schema import Config
+from allspark.data.stream import train_batches
 from allspark.engine.checkpoint import checkpoint_path, kept_path, save_checkpoint
-from allspark.engine.devices import start_processes
 from allspark.engine.log import RunLog
 from allspark.engine.result import peak_memory, write_result
 from allspark.engine.run_folder import claim
 from allspark.engine.session import Session, begin_record, open_session
-from allspark.engine.signals import Interrupted, StopRequest
 from allspark.engine.state import State, meta, random_states, tensors
 from allspark.engine.step import update
 from allspark.engine.ui import Silent, TrainUI
 from allspark.engine.validation import validate
 from allspark.errors import DataError, UserError
 from allspark.files import atomic_path
-from allspark.types import TrainBatch
+from allspark.runtime.collectives import FAILED, GO, agree, connected, processes, raise_together, summed, together
+from allspark.runtime.devices import start_processes
+from allspark.runtime.signals import Interrupted, StopRequest
 
 
 @dataclass(frozen=True)

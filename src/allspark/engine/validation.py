@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from allspark.distributed import together
 from allspark.engine import health
 from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
-from allspark.engine.evaluate import evaluate
 from allspark.engine.log import RunLog
 from allspark.engine.session import Session
-from allspark.engine.sharding import put_together
 from allspark.engine.state import meta, network_tensors
 from allspark.errors import DataError
+from allspark.inference.evaluate import evaluate
 from allspark.inference.predictor import Predictor
+from allspark.runtime.collectives import together
+from allspark.runtime.sharding import put_together
 
 
 def validate(session: Session, log: RunLog | None) -> None:

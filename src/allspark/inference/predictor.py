@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from allspark.config import EvalConfig
+from allspark.config.schema import EvalConfig
 from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
 from allspark.inference.window import plan, windowed
-from allspark.models.logits import Logits
+from allspark.kernels.logits import Logits
 from allspark.models.segmenter import Segmenter
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from allspark.models.logits import Logits
+from allspark.kernels.logits import Logits
 
 Box = tuple[int, int, int, int]
 """top, left, bottom, right [pixels]; bottom and right are exclusive."""

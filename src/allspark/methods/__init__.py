@@ -1,6 +1,6 @@
 """One file a training method."""
 
-from allspark.config import Config
+from allspark.config.schema import Config
 from allspark.methods.allspark import AllSpark
 from allspark.methods.base import Method
 from allspark.methods.pseudo_label import PseudoLabel

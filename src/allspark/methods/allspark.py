@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from allspark.config import Config
+from allspark.batch import Guide, Progress, StepOutput, TrainBatch
+from allspark.config.schema import Config
 from allspark.methods.base import Method, class_pixels, eval_logits, hard_labels
 from allspark.methods.losses import cross_entropy
 from allspark.models.allspark import SemanticMemory
-from allspark.types import Guide, Progress, StepOutput, TrainBatch
 
 
 class AllSpark(Method):

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allspark.config import Config
+from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
+from allspark.config.schema import Config
+from allspark.kernels.logits import Logits
 from allspark.methods.losses import labeled_loss
-from allspark.models.logits import Logits
 from allspark.models.segmenter import Segmenter, build_segmenter
-from allspark.types import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
 
 
 class Method(nn.Module, ABC):

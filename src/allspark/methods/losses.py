@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allspark.config import MethodConfig
-from allspark.distributed import mean_count
-from allspark.models.logits import Logits
-from allspark.types import IGNORE
+from allspark.batch import IGNORE
+from allspark.config.schema import MethodConfig
+from allspark.kernels.logits import Logits
+from allspark.runtime.collectives import mean_count
 
 Loss = Callable[[Logits, Tensor], Tensor]
 """Logits and target (b, H, W), class ids or IGNORE -> a scalar."""

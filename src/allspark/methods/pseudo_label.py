@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from allspark.batch import Progress, StepOutput, TrainBatch
 from allspark.methods.base import Method, class_pixels, eval_logits, hard_labels
 from allspark.methods.losses import cross_entropy
-from allspark.types import Progress, StepOutput, TrainBatch
 
 
 class PseudoLabel(Method):

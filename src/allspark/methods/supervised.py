@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from allspark.batch import Progress, StepOutput, TrainBatch
 from allspark.methods.base import Method, class_pixels
-from allspark.types import Progress, StepOutput, TrainBatch
 
 
 class Supervised(Method):

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allspark.distributed import gathered
+from allspark.batch import Guide
 from allspark.errors import CheckpointError
-from allspark.models.attention import channel_attention
-from allspark.models.products import mix_channels
-from allspark.types import Guide
+from allspark.kernels.attention import channel_attention
+from allspark.kernels.matmul import mix_channels
+from allspark.runtime.collectives import gathered
 
 Grouping = Literal["class-scores", "paper", "off"]
 Grid = tuple[int, int]

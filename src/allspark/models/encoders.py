@@ -22,13 +22,13 @@ from transformers import (
     SegformerModel,
 )
 
-from allspark.config import ModelConfig
+from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
+from allspark.kernels.matmul import use_faster_products
+from allspark.kernels.mix_ffn import save_memory
 from allspark.models.dilation import dilate
-from allspark.models.hub import body_from_state, cached_or_hub, load_body
-from allspark.models.mix_ffn import save_memory
-from allspark.models.products import use_faster_products
-from allspark.models.weights import mit_sizes, nvlabs_to_transformers
+from allspark.models.pretrained import body_from_state, cached_or_hub, load_body
+from allspark.models.published import mit_sizes, nvlabs_to_transformers
 
 _WIDE = (64, 128, 320, 512)
 MIT_PRESETS: dict[str, dict[str, Any]] = {

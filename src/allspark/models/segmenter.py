@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allspark.config import Config, ModelConfig
+from allspark.batch import Guide
+from allspark.config.schema import Config, ModelConfig
 from allspark.errors import CheckpointError
+from allspark.kernels.logits import Logits
 from allspark.models.allspark import AllSparkBottleneck
 from allspark.models.decoders import DeepLabV3Plus, SegformerHead
 from allspark.models.encoders import Encoder, build_encoder, published_encoder
-from allspark.models.logits import Logits
-from allspark.types import Guide
 
 _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from allspark.inspection.figures import COLOURS, save_figure
+from allspark.figures.comparison import COLOURS, save_figure
 
 if TYPE_CHECKING:
     from allspark.study.table import Row

@@ -10,11 +10,11 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from allspark.config import Config, MethodConfig, Section
+from allspark.config.files import apply_overrides, load_config, load_recipe, read_text
+from allspark.config.schema import Config, MethodConfig, Section
+from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
-from allspark.plain_yaml import flow, parse
 from allspark.recipes import RECIPES
-from allspark.settings import apply_overrides, load_config, load_recipe, read_text
 
 
 def _nothing(value: Any) -> Any:

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from allspark.config.files import differences, load_config, save_config
 from allspark.engine.result import read_result
-from allspark.engine.signals import Interrupted, StopRequest
 from allspark.errors import ConfigError, UserError
 from allspark.files import lock_folder
-from allspark.settings import differences, load_config, save_config
+from allspark.runtime.signals import Interrupted, StopRequest
 from allspark.study.plan import Planned
 
 _POLL = 0.2  # [s]
@@ -120,7 +120,7 @@ def _start(planned: Planned, slot: int, jobs: int, gpus: Sequence[str]) -> subpr
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    command = [sys.executable, "-m", "allspark.cli", "train", "--config", str(planned.out / _PLAN)]
+    command = [sys.executable, "-m", "allspark.cli.app", "train", "--config", str(planned.out / _PLAN)]
     command += ["--out", str(planned.out), "--resume"]
     with (planned.out / _OUTPUT).open("ab") as output:
         return subprocess.Popen(

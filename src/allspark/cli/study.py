@@ -1,0 +1,65 @@
+"""`allspark study`: plan, run what is missing, write the table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from allspark.cli.show import stderr, stdout
+from allspark.study.plan import load_study, plan
+from allspark.study.run import go_on_command, missing, run_study
+from allspark.study.table import rows_of, write_tables
+
+
+def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (), dry_run: bool = False) -> None:
+    """Bring a study as far as it goes, and keep its table up to date after every run.
+
+    Args:
+        file: the study file.
+        out: folder of the study.
+        jobs: runs at once; None: one a GPU, else one.
+        extra: ``key=value`` for all runs.
+        dry_run: only list the runs.
+
+    Raises:
+        UserError: the file is wrong, or runs failed.
+        Interrupted: it was asked to stop; nothing is lost.
+    """
+    study = load_study(file)
+    runs = plan(study, file, out, extra)
+    todo = missing(runs)
+    console, note = stdout(), stderr()
+    if dry_run:
+        for run in runs:
+            state = "to do" if run in todo else "done"
+            console.print(f"{state:6}{run}: {run.out}", markup=False, soft_wrap=True)
+        return
+    gpus = _gpus()
+    jobs = jobs or max(1, len(gpus))
+    out.mkdir(parents=True, exist_ok=True)
+
+    def write() -> str:
+        return write_tables(rows_of(runs, study.paper), runs, out, file.stem)
+
+    note.print(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {jobs} at once; writing to {out}", markup=False)
+    if todo:
+        run_study(
+            todo,
+            jobs=jobs,
+            gpus=gpus,
+            again=go_on_command(file, out, jobs, extra),
+            note=lambda line: note.print(line, markup=False),
+            finished=write,
+        )
+    console.print(write(), markup=False, soft_wrap=True)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that may be used, by the names that CUDA_VISIBLE_DEVICES knows."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,1 @@
+"""The configuration: sections, a method's settings, files, and how they become one."""

@@ -1,0 +1,150 @@
+"""What the pixels of the masks say: values, colours and classes."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from allspark.batch import IGNORE
+from allspark.data.check.files import Fault, Role, Seen
+from allspark.data.check.findings import ROLE_NAMES, Finding, Level, count, finding_of, folder_of, percent
+from allspark.data.source import Source
+
+_OFFERED = 24  # colours offered as classes
+_WRONG_PALETTE = 0.5  # share of pixels outside the palette from which on it cannot be the right one
+
+
+def value_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
+    """Mask values that are no class."""
+    masks = [one for one in seen if one.counts is not None]
+    present: Counter[int] = Counter()
+    faults, wrong = [], set()
+    for one in masks:
+        assert one.counts is not None
+        present.update(one.counts)
+        strange = [value for value in one.counts if value >= source.num_classes and value != source.ignore]
+        if strange:
+            wrong.update(strange)
+            total = sum(one.counts.values())
+            shown = ", ".join(f"{value} ({percent(one.counts[value] / total)})" for value in strange[:8])
+            more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
+            faults.append(Fault("values", str(one.sample.mask), f"{one.sample.mask} holds {shown}{more}"))
+    # An ordinary mask may hold nothing but background and ignored pixels; all of them together may not.
+    zero_or_255 = set(present) == {0, IGNORE} and not any(one.rgb for one in masks)
+    if zero_or_255 and source.ignore == IGNORE:
+        files = [Fault("coding", str(one.sample.mask), str(one.sample.mask)) for one in masks if one.counts]
+        summary = f"looks like 0/255 coding: {count(len(files), 'mask')} with no other value, and 255 means ignored"
+        yield finding_of("error", "coding", summary, _halve(source, masks), files)
+    if faults:
+        summary = (
+            f"{count(len(faults), 'mask')} with values that are no class (classes are 0 to "
+            f"{source.num_classes - 1}, {source.ignore} is ignored)"
+        )
+        fix = _halve(source, masks) if zero_or_255 else _mend_values(set(present), wrong, source, faults)
+        yield finding_of("error", "values", summary, fix, faults)
+
+
+def _mend_values(present: set[int], wrong: set[int], source: Source, faults: Sequence[Fault]) -> str:
+    """The likely reason for wrong values, and what helps."""
+    classes = source.num_classes
+    lossy = [fault.file for fault in faults if Path(fault.file).suffix.lower() in {".jpg", ".jpeg"}]
+    if lossy:
+        return "JPEG changes the values of masks: export them again as PNG"
+    if wrong == {classes} and 0 not in present:
+        return "the ids seem to count from 1: subtract 1 from every mask (but not from ignored pixels)"
+    if wrong == {classes}:
+        return (
+            f"if {classes} means unlabelled, write {source.ignore} in its place; if it is a class, add its name as "
+            "another line of classes.txt"
+        )
+    levels = present if len(present) <= classes else present - {source.ignore}
+    if len(levels) <= classes and levels - {0, source.ignore} <= wrong:
+        pairs = ", ".join(f"{value} -> {index}" for index, value in enumerate(sorted(levels)))
+        return f"if the classes are coded as grey levels, renumber them: {pairs}"
+    return f"write {source.ignore} for what does not count, or name all classes in classes.txt"
+
+
+def _halve(source: Source, masks: Sequence[Seen]) -> str:
+    """The fix of masks coded 0/255, ready to run."""
+    folder, suffix = source.root, ".png"
+    for one in masks:
+        if one.sample.mask is not None:
+            folder, suffix = folder_of(one.sample.mask, one.sample.id), one.sample.mask.suffix
+            break
+    code = (  # run twice, it does no harm
+        "import sys, numpy as np; from pathlib import Path; from PIL import Image; [Image.fromarray("
+        f"(np.array(Image.open(f)) > 0).astype('uint8')).save(f) for f in Path(sys.argv[1]).rglob('*{suffix}')]"
+    )
+    return (
+        f"if 255 is your object, write 1 in its place, so that the masks hold 0 and 1: "
+        f'`python -c "{code}" {shlex.quote(str(folder))}`; if 255 does mean ignored, add masks with other classes'
+    )
+
+
+def colour_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
+    """RGB masks whose colours are not known, or not all of them."""
+    strange = [one for one in seen if one.outside or (one.rgb and one.counts is None)]
+    for known in (False, True):
+        masks = [one for one in strange if (one.counts is not None) == known]
+        if not masks:
+            continue
+        totals: Counter[tuple[int, int, int]] = Counter()
+        for one in masks:
+            totals.update(dict(one.colours))
+        faults = [Fault("colours", str(one.sample.mask), _colour_line(one)) for one in masks]
+        everything = sum(sum(one.counts.values()) for one in seen if one.rgb and one.counts is not None)
+        share = sum(one.outside for one in masks) / max(everything, 1)
+        first = source.num_classes if known else 0
+        offers = tuple(
+            f"{first + index}\tname{first + index}\t{r} {g} {b}"
+            for index, ((r, g, b), _) in enumerate(totals.most_common(min(_OFFERED, IGNORE - first)))
+        )
+        lossy = any(one.sample.mask and one.sample.mask.suffix.lower() in {".jpg", ".jpeg"} for one in masks)
+        blurred = "JPEG blurs colours: export the masks again as PNG; " if lossy else ""
+        if known:
+            summary = f"{percent(share)} of the pixels of RGB masks have colours outside the palette and are ignored"
+            fix = f"{blurred}if some of these colours are classes, add their lines to classes.txt (most frequent first)"
+            level: Level = "error" if share >= _WRONG_PALETTE else "warning"
+            yield finding_of(level, "colours", summary, fix, faults, offers)
+        else:
+            summary = f"{count(len(masks), 'mask')} in RGB, but no colours are known for the classes"
+            fix = f"{blurred}give each class its colour in classes.txt; these were found, most frequent first"
+            yield finding_of("error", "rgb", summary, fix, faults, offers)
+
+
+def _colour_line(one: Seen) -> str:
+    assert one.mask_size is not None
+    shown = ", ".join(" ".join(map(str, colour)) for colour, _ in one.colours[:4])
+    return f"{one.sample.mask}: {percent(one.outside / (one.mask_size[0] * one.mask_size[1]))} in {shown}" + (
+        f" and {len(one.colours) - 4} more colours" if len(one.colours) > 4 else ""
+    )
+
+
+def class_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
+    """Classes and masks from which nothing can be learned."""
+    blank = [one for one in seen if one.counts is not None and set(one.counts) == {source.ignore}]
+    if blank:
+        faults = [Fault("blank", str(one.sample.mask), str(one.sample.mask)) for one in blank]
+        summary = f"{count(len(faults), 'mask')} without a pixel of any class"
+        yield finding_of("warning", "blank", summary, "check whether they were exported as they should be", faults)
+    roles: tuple[Role, ...] = ("labeled", "val")
+    for role in roles:
+        read = [one for one in seen if one.role == role and one.counts is not None]
+        if read and all(set(one.counts or ()) <= {source.ignore} for one in read):
+            what = f"no {ROLE_NAMES[role]} mask has a pixel of any class"
+            why = "nothing can be learned" if role == "labeled" else "no score can be told"
+            yield Finding("error", "all-blank", what, f"{why}: export the masks again, or name others")
+    lists: tuple[tuple[Role, int], ...] = (("labeled", len(source.labeled)), ("val", len(source.val)))
+    for role, expected in lists:
+        masks = [one.counts for one in seen if one.role == role and one.counts is not None]
+        if not masks or len(masks) < expected:
+            continue  # of masks that were not read, nothing is known
+        present = set().union(*masks)
+        absent = [name for index, name in enumerate(source.classes) if index not in present]
+        if absent:
+            names = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+            summary = f"{len(absent)} of {source.num_classes} classes in no {ROLE_NAMES[role]} mask: {names}"
+            fix = "nothing can be learned of them" if role == "labeled" else "no score can be told for them"
+            yield Finding("warning", "absent", summary, fix)

@@ -1,0 +1,116 @@
+"""A check reads many files side by side, in processes that a damaged file may bring down."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import chain
+
+from allspark.data.check.files import Fault, Job, Rules, Seen, look
+
+_LARGEST_CHUNK = 16  # images read between two reports of progress
+
+
+def read_all(jobs: Sequence[Job], rules: Rules, *, workers: int, fast: bool) -> Iterator[list[Seen]]:
+    """Look at all images, some at a time, in any order.
+
+    Args:
+        jobs: what to read.
+        rules: how masks are coded.
+        workers: at most so many at once; 0 and 1 read in this process.
+        fast: use threads, which start at once. Otherwise processes: one that a damaged file brings down is replaced,
+            and the file is named.
+    """
+    size = max(1, min(_LARGEST_CHUNK, len(jobs) // (4 * max(workers, 1))))
+    chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    workers = min(workers, len(chunks))
+    if workers > 1 and not fast:
+        yield from _in_processes(chunks, rules, workers)
+        return
+    # Pillow's remarks on odd metadata help nobody here. Warning filters belong to all threads: set once, around them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if workers > 1:
+            with ThreadPoolExecutor(workers) as pool:
+                yield from pool.map(look, chunks, [rules] * len(chunks))
+        else:
+            yield from (look(chunk, rules) for chunk in chunks)
+
+
+def _in_processes(chunks: Sequence[Sequence[Job]], rules: Rules, workers: int) -> Iterator[list[Seen]]:
+    rest = deque(chunks)
+    while rest:
+        running: dict[Future[list[Seen]], Sequence[Job]] = {}
+        with _processes(workers) as pool:
+            if pool is None:
+                yield from (look(chunk, rules) for chunk in rest)
+                return
+            try:
+                while rest or running:
+                    while rest and len(running) < 2 * workers:
+                        running[pool.submit(look, rest[0], rules)] = rest[0]
+                        rest.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        seen = future.result()
+                        del running[future]
+                        yield seen
+            except BrokenProcessPool:
+                pass  # one of the chunks under way did it; below, which file
+        yield from _one_by_one(list(chain.from_iterable(running.values())), rules)
+
+
+def _one_by_one(jobs: Sequence[Job], rules: Rules) -> Iterator[list[Seen]]:
+    """Look at each image in a process that may die of it."""
+    rest = deque(jobs)
+    while rest:
+        with _processes(1) as pool:
+            try:
+                while rest and pool is not None:
+                    seen = pool.submit(look, [rest[0]], rules).result()
+                    rest.popleft()
+                    yield seen
+            except BrokenProcessPool:
+                yield [_deadly(rest.popleft())]
+        if pool is None:
+            yield [_deadly(job) for job in rest]
+            return
+
+
+def _deadly(job: Job) -> Seen:
+    """What is said of a file that no process survives."""
+    seen = Seen(job.index, job.sample, job.role)
+    files = str(job.sample.image)
+    if job.mask != "none" and job.sample.mask is not None:
+        files += f" or its mask {job.sample.mask}"
+    line = f"{files}: the process that read it died (out of memory, or a damaged file that Pillow cannot stand)"
+    seen.faults.append(Fault("unreadable", str(job.sample.image), line))
+    return seen
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that read files; None where they cannot be started (a script without a main guard, a full machine)."""
+    # No plain fork: this process may run threads (a progress bar, torch), and their locks would be copied as they are.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_prepare_process)
+    try:
+        try:
+            pool.submit(os.getpid).result()
+        except (BrokenProcessPool, OSError):
+            yield None
+        else:
+            yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to answer
+    warnings.simplefilter("ignore")

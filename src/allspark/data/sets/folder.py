@@ -1,0 +1,111 @@
+"""The `folder` layout: images/, masks/ and classes.txt. Unlabelled images need no mask of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from allspark.batch import IGNORE
+from allspark.config.schema import DataConfig
+from allspark.data.sets.classes import colours_in, is_rgb, read_classes
+from allspark.data.sets.lists import Layout, configured_lists, divide, find_files, read_list
+from allspark.data.source import RGB, Sample, Source, default_palette
+from allspark.errors import DataError
+
+_LOOKED_AT = 20  # masks whose headers are read before training; `allspark check` reads all
+_HELD_OUT = 5  # without val.txt, one labelled image of so many is held out
+
+
+def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
+    """Open ROOT/images, ROOT/masks and ROOT/classes.txt.
+
+    An image is labelled if masks/ holds a file of the same name (another suffix is fine). ROOT/train.txt and
+    ROOT/val.txt, where present, name the training and validation images; without val.txt or a configured list every
+    fifth labelled image (in an order shuffled once and for all) is held out, also of a configured labelled list.
+
+    Args:
+        config: where and which lists.
+        require_labels: False accepts a set in which nothing is labelled (`check`, `split`, `eval`).
+
+    Raises:
+        DataError: something is missing; the message says which file was looked for and how to fix it.
+    """
+    root = config.root
+    assert root is not None
+    if not (root / "images").is_dir():
+        here = sorted(path.name for path in root.iterdir())[:5]
+        raise DataError(
+            f"{root / 'images'}: no such folder; put images in {root}/images, masks of the same names in {root}/masks "
+            f"and class names in {root}/classes.txt ({root} holds {', '.join(here) or 'nothing'})"
+        )
+    images, masks = find_files(root / "images"), find_files(root / "masks")
+    if not images:
+        raise DataError(f"{root / 'images'}: holds no image (png, jpg, tif, webp or bmp)")
+    layout = Layout(root, images, masks, root / "images", root / "masks")
+    names, palette, own_colours, faults = _classes(root / "classes.txt", list(masks.values()))
+    _, _, val_list = configured_lists(config, root)
+    train, labeled, val, notes = _own_division(layout, hold_out=val_list is None)
+    held_out = val_list is None and not (root / "val.txt").is_file()
+    parts = divide(config, layout, train=train, labeled=labeled, val=val, require_labels=require_labels)
+    apart = {sample.id for sample in val} if held_out else set()  # no list of the user's says otherwise
+    labeled_apart = tuple(sample for sample in parts.labeled if sample.id not in apart)
+    if require_labels and not labeled_apart:
+        raise DataError(
+            f"all {len(parts.labeled)} labelled images are held out for validation, as there is no {root / 'val.txt'}; "
+            "write one, or name a list with data.val"
+        )
+    return Source(
+        root=root,
+        classes=names,
+        palette=palette,
+        labeled=labeled_apart,
+        unlabeled=parts.unlabeled,
+        val=parts.val,
+        rgb_masks=own_colours,
+        faults=faults,
+        notes=(*notes, *parts.notes),
+    )
+
+
+def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[RGB, ...], bool, tuple[str, ...]]:
+    """Names, colours, whether the colours are the file's own, and what is wrong with the file."""
+    try:
+        names, palette, own_colours = read_classes(path, masks)
+    except DataError as error:
+        names = tuple(f"value {value}" for value in range(IGNORE))  # so that the masks can be looked at all the same
+        return names, default_palette(IGNORE), False, (str(error),)
+    coloured = [] if own_colours else [mask for mask in masks[:_LOOKED_AT] if is_rgb(mask)]
+    if not coloured:
+        return names, palette, own_colours, ()
+    colours = " | ".join(" ".join(map(str, colour)) for colour in colours_in(coloured)[:8])
+    fault = (
+        f"{coloured[0]}: an RGB mask, but {path} gives no colours; write `0<TAB>NAME<TAB>R G B` a line, one a class; "
+        f"the first masks hold the colours {colours}"
+    )
+    return names, palette, own_colours, (fault,)
+
+
+def _own_division(
+    layout: Layout, *, hold_out: bool
+) -> tuple[list[Sample], list[Sample], list[Sample], tuple[str, ...]]:
+    """Training, labelled and validation images as train.txt and val.txt say, or as the masks do."""
+    notes: tuple[str, ...] = ()
+    train_list, val_list = layout.root / "train.txt", layout.root / "val.txt"
+    val = list(read_list(val_list, layout)) if val_list.is_file() else []
+    apart = {sample.id for sample in val}  # not for training, even where another list is validated on
+    train = list(read_list(train_list, layout)) if train_list.is_file() else layout.all()
+    both = [sample for sample in train if sample.id in apart] if train_list.is_file() else []
+    if both:
+        notes = (f"{len(both)} of {val_list} stand in {train_list} too: they are kept out of training",)
+    train = [sample for sample in train if sample.id not in apart]
+    masked = [sample for sample in train if sample.mask is not None]
+    if not val_list.is_file():
+        order = np.random.default_rng(0).permutation(len(masked))
+        held = sorted(order[: max(1, len(masked) // _HELD_OUT)].tolist()) if hold_out and len(masked) > 1 else []
+        val = [masked[i] for i in held]
+        if val:
+            notes = (f"no {val_list}: {len(val)} of {len(masked)} labelled images are held out for validation",)
+        apart = {sample.id for sample in val}
+    return train, [sample for sample in masked if sample.id not in apart], val, notes

@@ -1,0 +1,232 @@
+"""What the folder-like layouts share: find the files, read the lists, tell labelled from unlabelled images."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from allspark.config.schema import DataConfig
+from allspark.data.image import IMAGE_SUFFIXES
+from allspark.data.shards import Shards, find_shards
+from allspark.data.source import Sample
+from allspark.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The image and mask files of a data set, found once.
+
+    Attributes:
+        root: folder that lists are relative to.
+        images: image file of each id, in the order of the ids.
+        masks: mask file of each id.
+        image_folder: where images were looked for.
+        mask_folder: where masks were looked for.
+        advice: how masks get there, for messages.
+    """
+
+    root: Path
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    image_folder: Path
+    mask_folder: Path
+    advice: str = "named like their image (masks/NAME.png for images/NAME.jpg)"
+
+    def sample(self, name: str) -> Sample:
+        """Return the sample of a known id."""
+        return Sample(name, self.images[name], self.masks.get(name))
+
+    def all(self) -> list[Sample]:
+        """Return every image, in the order of the ids."""
+        return [self.sample(name) for name in self.images]
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """Map ids (path below the folder, without suffix) to image files; links to folders are not followed.
+
+    Raises:
+        DataError: two files have the same id.
+    """
+    found: dict[str, Path] = {}
+    for current, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
+                continue
+            path = Path(current, name)
+            key = PurePosixPath(os.path.relpath(current, folder).replace(os.sep, "/"), stem).as_posix()
+            if key in found:
+                raise DataError(f"{path} and {found[key].name} have the same id {key!r}; remove or rename one of them")
+            found[key] = path
+    return dict(sorted(found.items()))
+
+
+def read_list(path: Path, layout: Layout) -> tuple[Sample, ...]:
+    """Read a list of images: on each line an id, an image path, or `IMAGE MASK` as in the published lists.
+
+    Paths are relative to the data set's root. Names may contain spaces. Empty lines and lines that begin with `#`
+    are skipped.
+
+    Raises:
+        DataError: the list is missing, empty or not UTF-8, a line leaves the data set's folder, or an image does
+            not exist; the message names list, line and the path looked for.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{path}: no such list of images") from error
+    samples: dict[str, Sample] = {}
+    by_path = {_relative(file, layout.root): name for name, file in layout.images.items()}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if line and not line.startswith("#"):
+            sample = _parse_line(line, layout, by_path, f"{path}, line {number}")
+            samples.setdefault(sample.id, sample)
+    if not samples:
+        raise DataError(f"{path}: the list is empty; write one image id a line")
+    return tuple(samples.values())
+
+
+def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) -> Sample:
+    def find(text: str) -> str | None:
+        return text if text in layout.images else by_path.get(text.removeprefix("./"))
+
+    if (name := find(line)) is not None:
+        return layout.sample(name)
+    cuts = [line.index("\t")] if "\t" in line else [i for i, character in enumerate(line) if character == " "]
+    for cut in cuts:
+        if (name := find(line[:cut].strip())) is None:
+            continue
+        mask = line[cut:].strip()
+        if PurePosixPath(mask).is_absolute() or ".." in PurePosixPath(mask).parts:
+            raise DataError(f"{where}: {mask!r} leaves the data set's folder {layout.root}")
+        sample = layout.sample(name)
+        listed = layout.root / mask
+        return replace(sample, mask=listed if sample.mask is None or os.path.isfile(listed) else sample.mask)
+    # `IMAGE MASK`, whose image does not exist; else the whole line is a name.
+    wanted = line[: cuts[0]] if len(cuts) == 1 and PurePosixPath(line).suffix in IMAGE_SUFFIXES else line
+    parts = PurePosixPath(wanted).parts
+    if PurePosixPath(wanted).is_absolute() or ".." in parts:
+        raise DataError(f"{where}: {wanted!r} leaves the data set's folder {layout.root}")
+    looked_for = layout.root / wanted if len(parts) > 1 else layout.image_folder / wanted
+    name = os.path.splitext(wanted)[0].removeprefix(f"{layout.image_folder.name}/")
+    near = difflib.get_close_matches(name, list(layout.images)[:20_000], 1, 0.8)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"{where}: no image {looked_for}{'' if PurePosixPath(wanted).suffix else '.*'}{hint}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The three sets of images of a source, and what the user should know of how they came about."""
+
+    labeled: tuple[Sample, ...]
+    unlabeled: Sequence[Sample]
+    val: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
+
+
+def divide(
+    config: DataConfig,
+    layout: Layout,
+    *,
+    train: Sequence[Sample],
+    labeled: Sequence[Sample],
+    val: Sequence[Sample],
+    require_labels: bool,
+) -> Parts:
+    """Apply the configured lists to a data set's own division.
+
+    Args:
+        config: ``split``, ``labeled``, ``unlabeled``, ``val`` are read.
+        layout: the files.
+        train: all training images.
+        labeled: those of them that are labelled unless a list says otherwise.
+        val: validation images unless a list says otherwise; they are taken out of ``labeled``, not out of its list.
+        require_labels: an empty labelled set is an error.
+
+    Raises:
+        DataError: a list is missing or wrong, or no image is labelled.
+    """
+    labeled_list, unlabeled_list, val_list = configured_lists(config, layout.root)
+    notes = []
+    if val_list:
+        val = read_list(val_list, layout)
+    apart = _ids(val)
+    if labeled_list:
+        labeled = read_list(labeled_list, layout)
+        missing = [sample for sample in labeled if sample.mask is None or not os.path.isfile(sample.mask)]
+        if missing and require_labels:
+            looked = missing[0].mask or layout.mask_folder / f"{missing[0].id}.png"
+            more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+            message = f"{labeled_list}: {missing[0].id!r} is listed as labelled but has no mask {looked}{more}"
+            raise DataError(f"{message}; {layout.advice}")
+    else:
+        labeled = [sample for sample in labeled if sample.id not in apart]
+    taken = _ids(labeled) | apart
+    unlabeled: Sequence[Sample]
+    listed: Sequence[Sample]
+    if unlabeled_list and (shards := find_shards(unlabeled_list)):
+        listed, unlabeled = (), Shards(shards)
+    elif unlabeled_list:
+        listed = read_list(unlabeled_list, layout)
+        unlabeled = [sample for sample in listed if sample.id not in apart]
+    else:
+        listed = tuple(train)
+        unlabeled = [sample for sample in train if sample.id not in taken]
+    dropped = apart & _ids(listed)
+    if dropped:
+        images = f"{len(dropped)} validation image{'s are' if len(dropped) > 1 else ' is'}"
+        notes.append(f"{images} kept out of training")
+    if require_labels and not labeled:
+        raise DataError(
+            f"no labelled image: looked for masks in {layout.mask_folder}, {layout.advice}; "
+            f"{len(layout.images)} images were found in {layout.image_folder}"
+        )
+    unlabeled = unlabeled if isinstance(unlabeled, Shards) else tuple(unlabeled)
+    return Parts(tuple(labeled), unlabeled, tuple(val), tuple(notes))
+
+
+def configured_lists(config: DataConfig, root: Path) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the labelled, unlabelled and validation list that the configuration names.
+
+    Raises:
+        DataError: one of them does not exist.
+    """
+    chosen = {"labeled": config.labeled, "unlabeled": config.unlabeled, "val": config.val}
+    if config.split is not None:
+        folder = root / "splits" / config.split
+        if not (folder / "labeled.txt").is_file():
+            known = sorted(p.parent.relative_to(root / "splits").as_posix() for p in root.glob("splits/**/labeled.txt"))
+            raise DataError(
+                f"data.split: no file {folder / 'labeled.txt'}; "
+                + (f"there are {', '.join(known)}" if known else f"make one with `allspark split {root} --labeled 1/8`")
+            )
+        for role in chosen:
+            if chosen[role] is None and (folder / f"{role}.txt").is_file():
+                chosen[role] = folder / f"{role}.txt"
+    for role, path in chosen.items():
+        if path is not None and not _is_there(role, path):
+            if not _is_there(role, root / path):
+                what = "list or tar file" if role == "unlabeled" else "list"
+                raise DataError(f"data.{role}: no such {what} {path} (looked here and in {root})")
+            chosen[role] = root / path
+    return chosen["labeled"], chosen["unlabeled"], chosen["val"]
+
+
+def _is_there(role: str, path: Path) -> bool:
+    return path.is_file() or (role == "unlabeled" and find_shards(path) is not None)
+
+
+def _ids(samples: Iterable[Sample]) -> set[str]:
+    return {sample.id for sample in samples}
+
+
+def _relative(path: Path, root: Path) -> str:
+    text, start = str(path), f"{root}{os.sep}"
+    return (text[len(start) :] if text.startswith(start) else text).replace(os.sep, "/")

@@ -1,0 +1,76 @@
+"""PASCAL VOC 2012 in its own layout, original or with the merged SBD masks (Hariharan et al. 2011)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from allspark.config.schema import DataConfig
+from allspark.data.sbd import find_sbd
+from allspark.data.sets.lists import Layout, divide, find_files, read_list
+from allspark.data.source import Source, default_palette
+from allspark.errors import DataError
+
+CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def open_voc(config: DataConfig, *, require_labels: bool = True) -> Source:
+    """Open VOCdevkit, VOC2012, or any folder that holds JPEGImages and SegmentationClass.
+
+    A mask is looked for in SegmentationClass (fine), then in SegmentationClassAug (the merged set as PNG files), then
+    among the .mat files of SBD (benchmark_RELEASE/dataset/cls, or SBD/cls, in the given folder). Without a list, the
+    1,464 finely labelled images of train.txt are labelled. All training images are those of train_aug.txt if it is
+    there; else those of train.txt and all that have a mask of any kind and are not for validation, which with SBD are
+    the same 10,582. Those that are not labelled are the unlabelled ones. Lists in the published format
+    (`JPEGImages/X.jpg SegmentationClass/X.png`) load as they are.
+
+    Raises:
+        DataError: something is missing; the message says which file was looked for and how to fix it.
+    """
+    assert config.root is not None
+    root = _voc_root(config.root)
+    masks = {
+        **find_sbd(root, config.root),
+        **find_files(root / "SegmentationClassAug"),
+        **find_files(root / "SegmentationClass"),
+    }
+    layout = Layout(root, find_files(root / "JPEGImages"), masks, root / "JPEGImages", root / "SegmentationClass")
+    sets = root / "ImageSets" / "Segmentation"
+    parts = {name: sets / f"{name}.txt" for name in ("train", "train_aug", "val")}
+    if not parts["train"].is_file() and config.labeled is None and config.split is None:
+        raise DataError(f"{parts['train']}: no such file; it lists the labelled images (or set data.labeled)")
+    fine = read_list(parts["train"], layout) if parts["train"].is_file() else ()
+    val = read_list(parts["val"], layout) if parts["val"].is_file() else ()
+    if parts["train_aug"].is_file():
+        train = read_list(parts["train_aug"], layout)
+    else:
+        apart = {sample.id for sample in val}
+        train = tuple(layout.sample(name) for name in sorted(masks) if name in layout.images and name not in apart)
+    known = {sample.id for sample in train}
+    train = (*train, *(sample for sample in fine if sample.id not in known))
+    divided = divide(
+        config,
+        layout,
+        train=train,
+        labeled=[sample for sample in fine if sample.mask is not None],
+        val=val,
+        require_labels=require_labels,
+    )
+    return Source(
+        root=root,
+        classes=CLASSES,
+        palette=default_palette(len(CLASSES)),
+        labeled=divided.labeled,
+        unlabeled=divided.unlabeled,
+        val=divided.val,
+        notes=divided.notes,
+    )
+
+
+def _voc_root(root: Path) -> Path:
+    for candidate in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (candidate / "JPEGImages").is_dir():
+            return candidate
+    raise DataError(f"{root / 'JPEGImages'}: no such folder; give VOCdevkit, its VOC2012, or a folder in that layout")

@@ -1,0 +1,1 @@
+"""Exact, fast pieces of arithmetic that know nothing of the paper."""

@@ -1,0 +1,1 @@
+"""What a process needs of its machine and of its fellow processes."""

@@ -1,0 +1,61 @@
+"""Where a run computes: the CPU or the GPU of each of its processes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState
+
+from allspark.config.schema import Config
+from allspark.errors import ConfigError
+from allspark.runtime.collectives import part
+
+
+def start_processes(config: Config) -> Accelerator:
+    """Accelerate's view of the machine, in which all processes have found each other; a second run may choose anew."""
+    wanted, precision = config.train.device, config.train.precision
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but torch sees no GPU; use auto or cpu")
+    on_cpu = wanted == "cpu" or not torch.cuda.is_available()
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if not on_cpu and place >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{place + 1} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; start one a GPU, "
+            "or set train.device=cpu"
+        )
+    if on_cpu and precision == "fp16":
+        raise ConfigError("train.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match"):
+        warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    atexit.unregister(part)
+    atexit.register(part)  # for programs other than the command line
+    accelerator = Accelerator(
+        mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
+        cpu=on_cpu,
+        gradient_accumulation_steps=config.optim.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if not on_cpu:
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # of a run before in the same program
+    return accelerator
+
+
+def require_compiler(device: torch.device) -> None:
+    """Let torch.compile show on something small that it can work on this machine.
+
+    Raises:
+        ConfigError: it cannot; its reason is in the message.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except TorchDynamoException as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"train.compile does not work on this machine ({reason.strip()}); set it to false") from error
