@@ -1,22 +1,59 @@
 """What flows through one training step.
 
 Dimension legend, used in every shape comment of this package:
-b batch, l labelled images, u unlabelled images, k classes, c channels, n tokens (= grid h x w), H W pixels.
+b batch, l labelled images, u unlabelled images, k classes, c channels, n tokens (= grid h x w), H W pixels,
+s strong views, r boxes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from typing_extensions import Self
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 IGNORE = 255
 """The mask value that no loss and no metric sees."""
+
+
+class Boxes(Protocol):
+    """How CutMix boxes are drawn; see :mod:`allspark.data.boxes` for the published ways."""
+
+    def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return (r, 4) boxes of one view: top, left, bottom, right [pixels]; an empty box has no pixel."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a method asks the loader for.
+
+    Attributes:
+        labeled: crops of labelled images with their colours changed (``strong``) or not (``weak``); None: no labelled
+            images at all (pretraining).
+        unlabeled: crops of unlabelled images, their colours unchanged.
+        strong: so many more views of each of these crops, pixel by pixel the same with other colours.
+        boxes: how CutMix boxes are drawn, one draw for each strong view (one at least); None: none are.
+        partner: a second, independent draw of unlabelled images with the same views, to be mixed with the first.
+    """
+
+    labeled: Literal["strong", "weak"] | None = "strong"
+    unlabeled: bool = True
+    strong: int = 0
+    boxes: Boxes | None = None
+    partner: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.unlabeled and (self.labeled is None or self.strong or self.boxes or self.partner):
+            raise ValueError(f"{self}: without unlabelled images there must be labelled ones, and no other view")
+        if self.strong < 0:
+            raise ValueError(f"{self}: strong counts views, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -48,43 +85,46 @@ class LabeledBatch(_Movable):
     mask: Tensor  # (l, H, W) int64, class ids and IGNORE
     ids: tuple[str, ...] = ()
 
+    def with_images(self, dtype: torch.dtype) -> LabeledBatch:
+        """Return the batch with its images in another floating-point type."""
+        return replace(self, image=self.image.to(dtype))
+
 
 @dataclass(frozen=True)
 class UnlabeledBatch(_Movable):
     """Unlabelled crops. They carry no mask of any kind."""
 
-    image: Tensor  # (u, 3, H, W) float32, normalised
+    weak: Tensor  # (u, 3, H, W) float32, normalised
     valid: Tensor | None = None  # (u, H, W) bool, False where the crop was padded; None: no padding at all
     ids: tuple[str, ...] = ()
+    strong: Tensor | None = None  # (s, u, 3, H, W), the same crops in other colours; None: not asked for
+    boxes: Tensor | None = None  # (s or 1, u, r, 4) int64, see Boxes; None: not asked for
+
+    def with_images(self, dtype: torch.dtype) -> UnlabeledBatch:
+        """Return the batch with its images in another floating-point type."""
+        return replace(self, weak=self.weak.to(dtype), strong=None if self.strong is None else self.strong.to(dtype))
 
 
 @dataclass(frozen=True)
 class TrainBatch(_Movable):
-    """One micro-batch of a training step. ``unlabeled`` is None where a method does not ask for it."""
+    """One micro-batch of a training step. A part is None where the method does not ask for it."""
 
-    labeled: LabeledBatch
+    labeled: LabeledBatch | None
     unlabeled: UnlabeledBatch | None = None
     skipped: tuple[str, ...] = ()  # one line for each unreadable file that was replaced (data.on_bad_image: skip)
+    partner: UnlabeledBatch | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of all images, the labelled ones first."""
-        return (*self.labeled.ids, *(self.unlabeled.ids if self.unlabeled else ()))
+        return tuple(i for part in (self.labeled, self.unlabeled, self.partner) if part is not None for i in part.ids)
 
     def with_images(self, dtype: torch.dtype) -> TrainBatch:
         """Return the batch with its images in another floating-point type."""
-        labeled = replace(self.labeled, image=self.labeled.image.to(dtype))
-        unlabeled = self.unlabeled and replace(self.unlabeled, image=self.unlabeled.image.to(dtype))
-        return TrainBatch(labeled, unlabeled, self.skipped)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """All that the bottleneck needs beside the features, in training."""
-
-    num_labeled: int  # the first num_labeled images of the batch are labelled
-    class_scores: Tensor  # (u, k, h', w'), logits of the unlabelled images, any resolution
-    read_memory: bool  # False while the memory warms up
+        labeled, unlabeled, partner = (
+            None if part is None else part.with_images(dtype) for part in (self.labeled, self.unlabeled, self.partner)
+        )
+        return TrainBatch(labeled, unlabeled, self.skipped, partner)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -102,13 +142,62 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class StepOutput:
-    """What one training step returns: the loss to minimise, and detached numbers to log.
+class Term:
+    """One part of a loss, as numerator and denominator: ``weight * total / count``.
 
-    ``metrics`` are scalars. ``class_pixels`` are (k,), how many pixels of each class the step's targets held:
-    ``labeled`` of the masks, ``pseudo`` of the pseudo-labels.
+    Kept apart, so that the parts of an update (micro-batches, processes) add up to the loss of the whole update: the
+    sum of all totals by the sum of all counts.
+
+    Attributes:
+        total: scalar with gradient, summed over the pixels of this micro-batch.
+        count: scalar without gradient: how many pixels (or how much weight) the total is a sum over.
+        weight: of the mean in the loss.
     """
 
-    loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    class_pixels: dict[str, Tensor] = field(default_factory=dict)
+    total: Tensor
+    count: Tensor
+    weight: float = 1.0
+
+    def __rmul__(self, factor: float) -> Term:
+        """The same with another weight: ``0.5 * term``."""
+        return replace(self, weight=factor * self.weight)
+
+    def __add__(self, other: Term) -> Term:
+        """The mean over the pixels of both; they must have one weight."""
+        if self.weight != other.weight:
+            raise ValueError(f"terms of weight {self.weight} and {other.weight} cannot be one: return both")
+        return Term(self.total + other.total, self.count + other.count, self.weight)
+
+    def mean(self, count: Tensor | None = None) -> Tensor:
+        """``total / count``, scalar with gradient; 0 where nothing counts. ``count`` takes the place of the own one."""
+        count = self.count if count is None else count
+        return self.total / count.where(count > 0, 1).to(self.total.dtype)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one training step returns.
+
+    Attributes:
+        terms: the loss is their weighted sum; the log shows each as ``loss_NAME``.
+        metrics: detached scalars to log beside them; which there are is the method's own choice.
+        class_pixels: (k,), how many pixels of each class the step's targets held: ``labeled`` of the masks, ``pseudo``
+            of the pseudo-labels.
+    """
+
+    terms: Mapping[str, Term]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    class_pixels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of this micro-batch by itself, scalar with gradient."""
+        return weighted_sum({name: term.mean() for name, term in self.terms.items()}, self.terms)
+
+
+def weighted_sum(means: Mapping[str, Tensor], terms: Mapping[str, Term]) -> Tensor:
+    """The loss, from the mean of each of its terms."""
+    first, *rest = (term.weight * means[name] for name, term in terms.items())
+    for more in rest:
+        first = first + more
+    return first

@@ -6,19 +6,16 @@ A file is plain YAML: each key once, no tags, no anchors, numbers as YAML 1.2 re
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
-from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from allspark.config.schema import Config, Section
+from allspark.config.keys import MOVED, explain, is_section, is_text, keys, ratio, section_of, short, unknown
+from allspark.config.methods import MethodConfig, method_config
+from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
 from allspark.files import atomic_write
@@ -26,22 +23,6 @@ from allspark.recipes import RECIPES
 
 MAX_BYTES = 1_000_000
 """A larger file is no configuration [bytes]."""
-
-_WORDS = {
-    r"^Value error, ": "",
-    r", (unable|got) .*": "",
-    r" after validation, not \d+": "",
-    r"Input should be": "expected",
-    r"Input is not a valid path.*": "expected a path",
-    r"\w+ should have": "expected",
-    r"a valid tuple": "a list like [1, 2]",
-    r"a valid dictionary": "`name: value` lines",
-    r"a valid integer": "a whole number",
-    r"a valid number": "a number",
-    r"a valid boolean": "true or false",
-    r"a valid string": "text",
-}
-"""From pydantic's words to ours."""
 
 _COLUMN = 38  # where the comments of `describe` begin
 _WIDTH = 118  # and where they end
@@ -57,7 +38,7 @@ def load_config(path: Path) -> Config:
         ConfigError: the file is missing, is no plain YAML, or holds an unknown key or a wrong value.
     """
     tree = parse(read_text(path), str(path))
-    return _validate({} if tree is None else tree, str(path))
+    return read_config({} if tree is None else tree, str(path))
 
 
 def read_text(path: Path) -> str:
@@ -121,29 +102,51 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: an override has no ``=``, an unknown key (the nearest is named) or a wrong value.
     """
     tree = config.model_dump()
-    for item in overrides:
-        key, sign, text = item.partition("=")
-        key = key.strip()
-        if not sign:
-            raise ConfigError(f"--set {item}: expected KEY=VALUE, for example --set data.crop=321")
-        if key in _fields() and _is_section(_fields()[key]):
-            raise ConfigError(f"--set {item}: {key} is a section; name one of its fields, for example {_member(key)}")
+    items = [_key_and_text(item) for item in overrides]
+    # The method first: what its settings are follows from its name.
+    for key, text, item in sorted(items, key=lambda found: found[0] != "method.name"):
+        known = keys(tree["method"]["name"])
+        if key in known and is_section(known[key]):
+            member = next(name for name in known if name.startswith(f"{key}."))
+            raise ConfigError(f"--set {item}: {key} is a section; name one of its fields, for example {member}")
         *parents, leaf = key.split(".")
         target: Any = tree
-        for depth, part in enumerate(parents):
+        for part in parents:
             target = target.get(part) if isinstance(target, dict) else None
             if not isinstance(target, dict):
-                raise ConfigError(f"--set {item}: {_unknown(key, '.'.join(parents[:depth]))}")
-        target[leaf] = _override_value(key, text, f"--set {item}")
+                raise ConfigError(f"--set {item}: {unknown(key, tree['method']['name'])}")
+        value = _override_value(key, text, tree["method"]["name"], f"--set {item}")
+        if key == "method.name":
+            tree["method"] = _other_method(tree["method"], str(value))
+        else:
+            target[leaf] = value
     return _validate(tree, "--set")
 
 
-def _override_value(key: str, text: str, name: str) -> Any:
+def _key_and_text(item: str) -> tuple[str, str, str]:
+    key, sign, text = item.partition("=")
+    if not sign:
+        raise ConfigError(f"--set {item}: expected KEY=VALUE, for example --set data.crop=321")
+    return key.strip(), text.strip(), item
+
+
+def _override_value(key: str, text: str, method: str, name: str) -> Any:
     """A path may hold what YAML takes for a comment or a mapping: text is text unless it is quoted or null."""
-    text = text.strip()
-    if key in _fields() and _is_text(_fields()[key]) and text not in {"", "~", "null"} and text[0] not in "'\"":
+    known = keys(method)
+    if key in known and is_text(known[key]) and text not in {"", "~", "null"} and text[0] not in "'\"":
         return text
     return parse(text, name)
+
+
+def _other_method(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of another method: its defaults, but for what all methods have in common."""
+    try:
+        method_config(name)
+    except ConfigError as error:
+        raise ConfigError(f"--set {error}") from error
+    if settings["name"] == name:
+        return settings
+    return {key: value for key, value in settings.items() if key in MethodConfig.model_fields} | {"name": name}
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -157,10 +160,10 @@ def describe(config: Config) -> str:
     tree = config.model_dump(mode="json")
     lines: list[str] = []
     for name, info in Config.model_fields.items():
-        if not _is_section(info):
+        if not is_section(info):
             lines += _commented(f"{name}: {flow(tree[name])}", info.description or "")
             continue
-        section: Any = info.annotation
+        section = section_of(name, info, config.method.name)
         lines += ["", *_commented(f"{name}:", (section.__doc__ or "").strip().splitlines()[0])]
         for key, field in section.model_fields.items():
             lines += _commented(f"  {key}: {flow(tree[name][key])}", field.description or "")
@@ -168,12 +171,15 @@ def describe(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """Fields in which two configurations differ: dotted name, old and new value; sorted by name."""
+    """Fields in which two configurations differ: dotted name, old and new value; sorted by name.
+
+    Settings that only one of two methods has are left out: the methods' names differ then.
+    """
 
     def walk(a: dict[str, Any], b: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
-        for key in a:
+        for key in (key for key in a if key in b):
             name = prefix + key
-            if name in _fields() and _is_section(_fields()[name]):
+            if not prefix and is_section(Config.model_fields[key]):
                 yield from walk(a[key], b[key], f"{name}.")
             elif a[key] != b[key]:
                 yield name, a[key], b[key]
@@ -190,96 +196,64 @@ def _commented(line: str, comment: str) -> list[str]:
     return [f"{line:{_COLUMN}}# {first}", *(f"{'':{_COLUMN}}# {part}" for part in rest)]
 
 
+def read_config(tree: Any, name: str) -> Config:
+    """A configuration from plain data, as a file or a checkpoint holds it, of this version or an earlier one.
+
+    Args:
+        tree: nested dictionaries.
+        name: what to call it in messages.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    return _validate(_from_earlier(tree), name)
+
+
+def _from_earlier(tree: Any) -> Any:
+    """Put what version 0.1 had elsewhere to its place."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("method"), dict):
+        return tree
+    moved = {f"method.{key}": value for key, value in tree["method"].items() if f"method.{key}" in MOVED}
+    if not moved or not isinstance(tree.get("model", {}), dict):
+        return tree
+    method = {key: value for key, value in tree["method"].items() if f"method.{key}" not in MOVED}
+    model = {MOVED[key].partition(".")[2]: value for key, value in moved.items()} | tree.get("model", {})
+    return {**tree, "method": method, "model": model}
+
+
 def _validate(tree: Any, name: str) -> Config:
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: expected sections like `data:` with `key: value` lines, got {_short(tree)}")
+        raise ConfigError(f"{name}: expected sections like `data:` with `key: value` lines, got {short(tree)}")
+    method = _method_name(tree)
     try:
-        return Config.model_validate(_numbers_as_text(tree))
+        return Config.model_validate(_numbers_as_text(tree, method))
     except ValidationError as error:
         found = error.errors(include_url=False)
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise ConfigError(f"{name}: " + "; ".join(_explain(item) for item in found[:3]) + more) from error
+        raise ConfigError(f"{name}: " + "; ".join(explain(item, method) for item in found[:3]) + more) from error
 
 
-def _numbers_as_text(tree: dict[str, Any]) -> dict[str, Any]:
+def _method_name(tree: dict[str, Any]) -> str:
+    """Whose settings the tree holds, as far as can be told; the default method's otherwise."""
+    section = tree.get("method")
+    named = str(section.get("name")) if isinstance(section, dict) else ""
+    try:
+        method_config(named)
+    except ConfigError:
+        return Config().method.name
+    return named
+
+
+def _numbers_as_text(tree: dict[str, Any], method: str) -> dict[str, Any]:
     """Names may look like numbers (``data.split: 183``): where text belongs, a whole number is taken as written."""
     result = {name: dict(part) if isinstance(part, dict) else part for name, part in tree.items()}
-    for key, info in _fields().items():
+    for key, info in keys(method).items():
         section, _, name = key.partition(".")
         part = result.get(section)
-        if isinstance(part, dict) and type(part.get(name)) is int and _is_text(info):
+        if isinstance(part, dict) and type(part.get(name)) is int and is_text(info):
             part[name] = str(part[name])
     return result
 
 
-def _explain(item: Any) -> str:
-    """One of pydantic's findings in the words of this project."""
-    location = item["loc"]
-    key = ".".join(part for part in location if isinstance(part, str))
-    at = "".join(f"[{part}]" for part in location if not isinstance(part, str))
-    if item["type"] == "extra_forbidden":
-        return _unknown(key, key.rpartition(".")[0])
-    if item["type"] == "missing":
-        return f"{key}: {len(at) and 'expected one value more'}, got {_short(item['input'])}"
-    if item["type"] == "model_type":
-        return f"{key}: expected a section with `name: value` lines, got {_short(item['input'])}"
-    text = item["msg"]
-    for pattern, words in _WORDS.items():
-        text = re.sub(pattern, words, text)
-    return f"{key}{at}: {text}, got {_short(item['input'])}"
-
-
-def _short(value: Any) -> str:
-    text = flow(value) if isinstance(value, (str, int, float, list, tuple, dict, Path, type(None))) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _unknown(key: str, section: str) -> str:
-    """Name the nearest key: the same word in another section, a misspelt one, else all that the section knows."""
-    leaf = key.rpartition(".")[2]
-
-    def likeness(name: str) -> float:
-        other = name.rpartition(".")[2]
-        same_section = 0.1 * (name.rpartition(".")[0] == section)
-        whole = _ratio(key, name) if key.count(".") != 1 else 0.0  # data_crop for data.crop
-        return max(whole, _ratio(leaf, other)) + same_section
-
-    best = max(_fields(), key=likeness)
-    if likeness(best) >= 0.7:
-        return f"unknown key {key}: did you mean {best}?"
-    known = [name for name in _fields() if name.rpartition(".")[0] == section]
-    return f"unknown key {key}: known are {', '.join(known)}"
-
-
-def _ratio(a: str, b: str) -> float:
-    return SequenceMatcher(None, a.lower(), b.lower()).ratio()
-
-
 def _closest(name: str) -> str:
-    return max(RECIPES, key=lambda known: _ratio(name, known))
-
-
-@cache
-def _fields() -> MappingProxyType[str, FieldInfo]:
-    """All dotted names, sections included, in the order of the file."""
-
-    def walk(model: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-        for name, info in model.model_fields.items():
-            yield f"{prefix}{name}", info
-            if _is_section(info):
-                section: Any = info.annotation
-                yield from walk(section, f"{prefix}{name}.")
-
-    return MappingProxyType(dict(walk(Config, "")))
-
-
-def _is_section(info: FieldInfo) -> bool:
-    return isinstance(info.annotation, type) and issubclass(info.annotation, Section)
-
-
-def _is_text(info: FieldInfo) -> bool:
-    return info.annotation in (str, str | None, Path | None)
-
-
-def _member(section: str) -> str:
-    return next(key for key in _fields() if key.startswith(f"{section}."))
+    return max(RECIPES, key=lambda known: ratio(name, known))

@@ -1,66 +1,33 @@
-"""The configuration: every field typed, with its meaning and unit. One file says all; nothing is inherited."""
+"""The configuration: every field typed, with its meaning and unit. A file names what differs from the defaults here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, field_validator
 
-
-def _off(value: Any) -> Any:
-    """YAML reads a bare ``off`` as False."""
-    return "off" if value is False else value
-
-
-def _pair(value: Any) -> Any:
-    """A single number stands for a square."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError("expected [height, width], or one number for a square")
-    return value
-
-
-Positive = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-Size = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
-
-
-def _rising(value: tuple[float, float]) -> tuple[float, float]:
-    """A range is written from low to high."""
-    if not 0 < value[0] <= value[1]:
-        raise ValueError("expected [lowest, highest], both above 0")
-    return value
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_rising)]
-Strength = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values cannot be changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from allspark.config.fields import Count, OffAsText, Positive, Probability, Range, Section, Size, Strength, free
+from allspark.config.methods import AllSpark, MethodConfig, method_config
 
 
 class DataConfig(Section):
     """Where the images are and how they are read."""
 
-    source: Literal["folder", "voc", "cityscapes", "coco", "loveda", "potsdam", "synthetic"] = Field(
+    source: str = free(
         "folder",
         description="layout of the data set: folder (images/ + masks/ + classes.txt), voc, cityscapes, coco, loveda, "
-        "potsdam or synthetic",
+        "potsdam, synthetic, or one of a plug-in",
     )
-    root: Path | None = Field(None, description="folder of the data set; --data sets it")
-    split: str | None = Field(
+    root: Path | None = free(None, description="folder of the data set; --data sets it")
+    split: str | None = free(
         None, description="name of a partition under ROOT/splits, as `allspark split` writes it; null: the whole set"
     )
-    labeled: Path | None = Field(
+    labeled: Path | None = free(
         None, description="list of the labelled images, one a line (`ID` or `IMAGE MASK`); overrides split"
     )
-    unlabeled: Path | None = Field(
+    unlabeled: Path | None = free(
         None,
         description="list of the unlabelled images, or tar files of them: one, a folder of them, or a pattern "
         "(pool/*.tar); null: all training images that are not labelled",
@@ -71,36 +38,34 @@ class DataConfig(Section):
         "shuffle_buffer images), which disks and networks read faster",
     )
     shuffle_buffer: Positive = Field(4096, description="sharded order: images that are mixed [images]")
-    val: Path | None = Field(None, description="list of the validation images; null: the data set's own")
+    val: Path | None = free(None, description="list of the validation images; null: the data set's own")
     crop: Size = Field((513, 513), description="training crop, height and width [pixels]; one number for a square")
     batch_labeled: Positive = Field(2, description="labelled crops a step [images]")
     batch_unlabeled: Positive = Field(2, description="unlabelled crops a step [images]")
-    workers: Count = Field(2, description="processes that read images; 0 reads in the main process")
-    keep_decoded: Count = Field(
+    workers: Count = free(2, description="processes that read images; 0 reads in the main process")
+    keep_decoded: Count = free(
         128, description="labelled images that are kept decoded, as they come again and again [MB a worker]"
     )
-    on_bad_image: Literal["stop", "skip"] = Field(
+    on_bad_image: Literal["stop", "skip"] = free(
         "stop", description="what an unreadable image does in training: stop names it and ends, skip takes the next"
     )
-    max_pixels: Positive = Field(
+    max_pixels: Positive = free(
         178_956_970, description="largest image that is decoded [pixels]; larger ones are refused"
     )
 
 
 class ViewConfig(Section):
-    """Random crops of training images. Geometry is joint for image and mask."""
+    """Random crops of training images; strong views change their colours too (which is strong, the method says)."""
 
     scale: Range = Field((0.5, 2.0), description="random resize, factor of the longer side [lowest, highest]")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
     jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = Field(
-        (0.5, 0.5, 0.5, 0.25), description="labelled images: brightness, contrast, saturation, hue strength"
+        (0.5, 0.5, 0.5, 0.25), description="strong views: brightness, contrast, saturation, hue strength"
     )
-    jitter_p: Probability = Field(0.8, description="labelled images: probability of colour jitter")
-    grey_p: Probability = Field(0.2, description="labelled images: probability of greyscale")
-    blur_sigma: Range = Field(
-        (0.1, 2.0), description="labelled images: Gaussian blur [lowest, highest sigma in pixels]"
-    )
-    blur_p: Probability = Field(0.5, description="labelled images: probability of blur")
+    jitter_p: Probability = Field(0.8, description="strong views: probability of colour jitter")
+    grey_p: Probability = Field(0.2, description="strong views: probability of greyscale")
+    blur_sigma: Range = Field((0.1, 2.0), description="strong views: Gaussian blur [lowest, highest sigma in pixels]")
+    blur_p: Probability = Field(0.5, description="strong views: probability of blur")
     supervise_padding: bool = Field(
         False, description="train unlabelled crops on their padding too, as the published code does"
     )
@@ -117,7 +82,7 @@ class ModelConfig(Section):
     encoder_config: dict[str, Any] = Field(
         default_factory=dict, description="fields of the encoder's transformers configuration to change"
     )
-    pretrained: str = Field(
+    pretrained: str = free(
         "hub", description="encoder weights: hub, none, a transformers folder, or an NVlabs .pth file"
     )
     output_stride: Literal[8, 16] | None = Field(
@@ -125,7 +90,7 @@ class ModelConfig(Section):
         description="ResNet encoders: pixels for one step on the last feature map, by dilation; null: as built (32)",
     )
     drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: bool = free(
         False,
         description="compute the encoder's blocks again in backward instead of keeping what is in them: the same, much "
         "less memory, slower",
@@ -139,43 +104,44 @@ class ModelConfig(Section):
         "size, else 768",
     )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
-    bottleneck_heads: Positive = Field(2, description="heads of the channel attention (method allspark)")
-    bottleneck_dropout: Probability = Field(0.1, description="dropout of attention and projections (method allspark)")
+    bottleneck: Literal["none", "allspark"] | None = Field(
+        None,
+        description="between encoder and decoder: none, or allspark (labelled features reborn from unlabelled ones), "
+        "for methods with both in one pass; null: as the method has it",
+    )
+    bottleneck_heads: Positive = Field(2, description="heads of the channel attention")
+    bottleneck_dropout: Probability = Field(0.1, description="dropout of its attention and projections")
+    bottleneck_memory: bool = Field(
+        True, description="attend to the semantic memory; false: to the unlabelled images of the batch only"
+    )
+    bottleneck_grouping: Annotated[Literal["class-scores", "paper", "off"], OffAsText] = Field(
+        "class-scores", description="how channels find their class: class-scores (as published code), paper, or off"
+    )
+    bottleneck_warmup_epochs: float = Field(5, ge=0, description="epochs before the memory is read [epochs]")
 
 
-class MethodConfig(Section):
-    """How labelled and unlabelled images are learned from."""
-
-    name: Literal["supervised", "pseudo-label", "allspark"] = Field("allspark", description="the training method")
-    memory: bool = Field(
-        True, description="allspark: attend to the semantic memory; off: to the unlabelled images of the batch only"
-    )
-    grouping: Annotated[Literal["class-scores", "paper", "off"], BeforeValidator(_off)] = Field(
-        "class-scores",
-        description="allspark: how channels find their class: class-scores (as published code), paper, or off",
-    )
-    warmup_epochs: float = Field(5, ge=0, description="allspark: epochs before the memory is read [epochs]")
-    labeled_loss: Literal["cross-entropy", "ohem"] = Field(
-        "cross-entropy", description="loss of labelled images: cross-entropy, or ohem (hard pixels only)"
-    )
-    ohem_threshold: Probability = Field(0.7, description="ohem: a pixel is hard up to this probability of its class")
-    ohem_min_kept: Count = Field(200_000, description="ohem: at least so many pixels of a batch count [pixels]")
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
-    """SGD with the poly schedule lr (1 - step / steps)^power."""
+    """Optimiser and schedule: linear warm-up, then poly, lr (1 - step / steps)^power, or cosine."""
 
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd (with momentum), or adamw")
     lr: float = Field(0.001, gt=0, description="initial learning rate of the encoder")
     head_multiplier: float = Field(10, gt=0, description="learning rate of all other layers, as a multiple of lr")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay: float = Field(1e-4, ge=0, description="L2 penalty")
-    power: float = Field(0.9, ge=0, description="exponent of the poly schedule")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no clipping")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw: decay of both moments")
+    weight_decay: float = Field(1e-4, ge=0, description="sgd: L2 penalty; adamw: decoupled decay")
+    decay_norms: bool = Field(True, description="decay norms and biases too; false: only what has two axes or more")
+    schedule: Literal["poly", "cosine"] = Field("poly", description="how the learning rate falls to 0")
+    power: float = Field(0.9, ge=0, description="poly: exponent")
+    warmup_steps: Count = Field(0, description="weight updates in which the learning rate rises linearly [steps]")
+    clip_norm: float | None = free(None, gt=0, description="largest norm of the whole gradient; null: no clipping")
     accumulate: Positive = Field(1, description="micro-batches added up for one weight update")
     lr_batch: Positive | None = Field(
         None,
-        description="images an update, of all processes, that lr is meant for; with others lr grows or shrinks in "
-        "proportion; null: lr is taken as it is",
+        description="images an update, labelled and unlabelled of all processes, that lr is meant for; with others lr "
+        "grows or shrinks in proportion; null: lr is taken as it is",
     )
 
 
@@ -189,7 +155,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="arithmetic of the network: fp32, mixed bf16 or fp16, or fp64 (exactness tests)"
     )
-    shard: bool = Field(
+    shard: bool = free(
         False,
         description="several processes: divide weights, gradients and momentum among them (FSDP), for encoders that do "
         "not fit; slower",
@@ -199,22 +165,22 @@ class TrainConfig(Section):
         description="compile encoder and decoder by torch.compile: minutes at the start, no gain on a CPU, not "
         "measured on GPUs; needs a C++ compiler",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
-    log_every: Positive = Field(10, description="steps between two rows of the log [steps]")
-    eval_every: Positive = Field(1, description="epochs between two validations [epochs]")
-    checkpoint_every: Positive = Field(500, description="steps between checkpoints, beside each epoch's end [steps]")
-    keep_every: Positive | None = Field(
+    device: Literal["auto", "cpu", "cuda"] = free("auto", description="where to compute; auto: a GPU if there is one")
+    log_every: Positive = free(10, description="steps between two rows of the log [steps]")
+    eval_every: Positive = free(1, description="epochs between two validations [epochs]")
+    checkpoint_every: Positive = free(500, description="steps between checkpoints, beside each epoch's end [steps]")
+    keep_every: Positive | None = free(
         None, description="steps between checkpoints that stay, beside last and best [steps]; null: none stays"
     )
-    on_nan: Literal["stop", "skip"] = Field(
+    on_nan: Literal["stop", "skip"] = free(
         "stop",
         description="what a loss that is not finite does: stop names the images and ends, skip goes on without the "
         "update (and keeps a copy of memory and statistics for it)",
     )
-    begin_with: Path | None = Field(
+    begin_with: Path | None = free(
         None, description="a run (its last checkpoint) or a checkpoint whose weights training begins with"
     )
-    health_images: Count = Field(
+    health_images: Count = free(
         16,
         description="images of each kind that each validation watches the pseudo-labels on; 0: none",
     )
@@ -228,7 +194,7 @@ class EvalConfig(Section):
     stride: Annotated[float, Field(gt=0, le=1)] = Field(
         2 / 3, description="distance of two windows, as a fraction of the window"
     )
-    batch: Positive = Field(4, description="windows (or images of equal size) computed at once")
+    batch: Positive = free(4, description="windows (or images of equal size) computed at once")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="arithmetic of the network")
 
 
@@ -239,7 +205,17 @@ class Config(Section):
     data: DataConfig = DataConfig()
     views: ViewConfig = ViewConfig()
     model: ModelConfig = ModelConfig()
-    method: MethodConfig = MethodConfig()
+    method: SerializeAsAny[MethodConfig] = AllSpark()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @field_validator("method", mode="wrap")
+    @classmethod
+    def _by_name(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> MethodConfig:
+        """The settings of the method that ``name`` says."""
+        if isinstance(value, MethodConfig):
+            return value
+        if not isinstance(value, Mapping):
+            return handler(value)  # type: ignore[no-any-return]
+        return method_config(str(value.get("name", AllSpark().name))).model_validate(value)

@@ -1,4 +1,4 @@
-"""Photometric changes of a labelled crop: colour jitter, greyscale, blur.
+"""Photometric changes of a crop: colour jitter, greyscale, blur.
 
 The semantics are those of Pillow as torchvision's ``ColorJitter``, ``RandomGrayscale`` and UniMatch's blur use it,
 bit by bit; only a hue shift that rounds to zero is left out instead of sent through HSV and back. Two things are

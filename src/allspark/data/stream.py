@@ -25,87 +25,117 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from allspark.batch import LabeledBatch, TrainBatch, UnlabeledBatch
-from allspark.config.schema import Config
+from allspark.batch import LabeledBatch, TrainBatch, UnlabeledBatch, Views
+from allspark.config.schema import DataConfig, ViewConfig
 from allspark.data.decode import Decoded, KeptSamples, read_sample
 from allspark.data.image import normalize
 from allspark.data.order import index_at, require_order, seeds
 from allspark.data.source import Sample, Source
-from allspark.data.views import labeled_view, unlabeled_view
+from allspark.data.views import labeled_view, unlabeled_views
 from allspark.errors import DataError
 
-Role = Literal["labelled", "unlabelled"]
-_ROLE_IDS: dict[Role, int] = {"labelled": 0, "unlabelled": 1}
+Role = Literal["labeled", "unlabeled", "partner"]
+_ROLE_IDS: dict[Role, int] = {"labeled": 0, "unlabeled": 1, "partner": 2}
 
 
 class TrainStream(Dataset["TrainBatch | DataError"]):
     """An endless sequence of micro-batches; item ``step * accumulate + a`` is part ``a`` of training step ``step``.
 
-    Position p of a role (labelled, unlabelled) is the image at place ``p % n`` of epoch ``p // n`` (see order.py), cut
-    with random numbers of (seed, role, epoch, image). Micro-batch m of a world of w processes takes the positions from
-    m * batch * w on; process r takes the r-th slice of them. Labelled images are the same whether or not unlabelled
-    ones are wanted.
+    Position p of a role is the image at place ``p % n`` of epoch ``p // n`` (see order.py), cut with random numbers of
+    (seed, role, epoch, image); colours and boxes of strong view v with those of (seed, role, epoch, image, 1 + v).
+    Micro-batch m of a world of w processes takes the positions from m * batch * w on; process r takes the r-th slice of
+    them. The images of a role, and their weak views, are the same whatever else is wanted.
+
+    Args:
+        source: the data set.
+        data: crop, batch sizes and what to do about bad images.
+        cuts: ranges and probabilities of the views.
+        wanted: the views that the method asks for.
+        seed: of the run.
+        rank: number of this process.
+        world: number of processes.
 
     Raises:
-        DataError: there is no labelled image, or no unlabelled one where they are wanted.
+        DataError: there is no labelled image, or no unlabelled one, where they are wanted.
+        ConfigError: the images cannot have the order that is asked for.
     """
 
-    def __init__(self, source: Source, config: Config, *, want_unlabeled: bool, rank: int = 0, world: int = 1) -> None:
-        if not source.labeled:
+    def __init__(
+        self, source: Source, data: DataConfig, cuts: ViewConfig, wanted: Views, *, seed: int, rank: int, world: int
+    ) -> None:
+        if wanted.labeled is not None and not source.labeled:
             raise DataError(
                 f"{source.root}: no labelled training image; training needs at least one image with a mask "
                 "(see data.labeled and data.split)"
             )
-        if want_unlabeled and not source.unlabeled:
+        if wanted.unlabeled and not source.unlabeled:
             raise DataError(
-                f"{source.root}: no unlabelled image, but the method {config.method.name!r} learns from them; "
-                "add images without a mask, make lists with `allspark split`, or set method.name=supervised"
+                f"{source.root}: no unlabelled image, which the method learns from; add images without masks, make "
+                "lists with `allspark split`, or set method.name=supervised"
             )
-        require_order(source.unlabeled, config.data)
+        require_order(source.unlabeled, data)
         self._source = source
-        self._config = config
-        self._want_unlabeled = want_unlabeled
+        self._data = data
+        self._cuts = cuts
+        self._wanted = wanted
+        self._seed = seed
         self._rank = rank
         self._world = world
-        self._kept = KeptSamples(config.data.keep_decoded * 1_000_000)
+        self._kept = KeptSamples(data.keep_decoded * 1_000_000)
 
     def __getitem__(self, micro_step: int) -> TrainBatch | DataError:
         """Build one micro-batch; an error in the data is returned, for the main process to raise."""
-        skipped: list[str] = []
+        wanted, skipped = self._wanted, list[str]()
         try:
-            labeled = self._labeled(micro_step, skipped)
-            unlabeled = self._unlabeled(micro_step, skipped) if self._want_unlabeled else None
+            return TrainBatch(
+                labeled=self._labeled(micro_step, skipped) if wanted.labeled is not None else None,
+                unlabeled=self._unlabeled("unlabeled", micro_step, skipped) if wanted.unlabeled else None,
+                partner=self._unlabeled("partner", micro_step, skipped) if wanted.partner else None,
+                skipped=tuple(skipped),
+            )
         except DataError as error:
             return error
-        return TrainBatch(labeled, unlabeled, tuple(skipped))
 
     def _labeled(self, micro_step: int, skipped: list[str]) -> LabeledBatch:
-        data = self._config.data
-        images, masks, ids = self._images(data.batch_labeled), [], []
-        for i, position in enumerate(self._positions(micro_step, data.batch_labeled)):
-            sample, image, mask, rng = self._read("labelled", position, skipped)
+        images, masks, ids = self._images(self._data.batch_labeled), [], []
+        for i, position in enumerate(self._positions(micro_step, self._data.batch_labeled)):
+            sample, image, mask, key = self._read("labeled", position, skipped)
             assert mask is not None
-            view, cut = labeled_view(image, mask, data.crop, self._config.views, rng)
+            strong = self._wanted.labeled == "strong"
+            view, cut = labeled_view(image, mask, self._data.crop, self._cuts, self._rng(*key), strong=strong)
             normalize(view, out=images[i])
             masks.append(cut)
             ids.append(sample.id)
         return LabeledBatch(torch.from_numpy(images), _stack(masks).long(), tuple(ids))
 
-    def _unlabeled(self, micro_step: int, skipped: list[str]) -> UnlabeledBatch:
-        data = self._config.data
-        images, valid, ids = self._images(data.batch_unlabeled), [], []
-        for i, position in enumerate(self._positions(micro_step, data.batch_unlabeled)):
-            sample, image, _, rng = self._read("unlabelled", position, skipped)
-            view, inside = unlabeled_view(image, data.crop, self._config.views, rng)
-            normalize(view, out=images[i])
+    def _unlabeled(self, role: Role, micro_step: int, skipped: list[str]) -> UnlabeledBatch:
+        count, draws = self._data.batch_unlabeled, self._wanted.strong
+        weak, valid, boxes, ids = self._images(count), [], [], []
+        strong = self._images(draws, count)
+        for i, position in enumerate(self._positions(micro_step, count)):
+            sample, image, _, key = self._read(role, position, skipped)
+            rngs = [self._rng(*key, 1 + v) for v in range(max(draws, 1))]
+            view, inside, others = unlabeled_views(image, self._data.crop, self._cuts, self._rng(*key), rngs[:draws])
+            normalize(view, out=weak[i])
+            for v, other in enumerate(others):
+                normalize(other, out=strong[v, i])
             valid.append(inside)
             ids.append(sample.id)
+            if self._wanted.boxes is not None:
+                boxes.append([self._wanted.boxes.draw(self._data.crop, rng) for rng in rngs])
         return UnlabeledBatch(
-            torch.from_numpy(images), None if self._config.views.supervise_padding else _stack(valid), tuple(ids)
+            torch.from_numpy(weak),
+            None if self._cuts.supervise_padding else _stack(valid),
+            tuple(ids),
+            torch.from_numpy(strong) if draws else None,
+            torch.from_numpy(np.array(boxes)).transpose(0, 1).contiguous() if boxes else None,
         )
 
-    def _images(self, count: int) -> NDArray[np.float32]:
-        return np.empty((count, 3, *self._config.data.crop), np.float32)
+    def _images(self, *counts: int) -> NDArray[np.float32]:
+        return np.empty((*counts, 3, *self._data.crop), np.float32)
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(seeds(self._seed, *key))
 
     def _positions(self, micro_step: int, batch: int) -> range:
         start = (micro_step * self._world + self._rank) * batch
@@ -113,72 +143,69 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
 
     def _read(
         self, role: Role, position: int, skipped: list[str]
-    ) -> tuple[Sample, Image.Image, NDArray[np.uint8] | None, np.random.Generator]:
-        """Read the image at ``position``, or with on_bad_image=skip the next one of the data set that can be read."""
-        samples = self._source.labeled if role == "labelled" else self._source.unlabeled
+    ) -> tuple[Sample, Image.Image, NDArray[np.uint8] | None, tuple[int, int, int]]:
+        """Read the image at ``position``, or with on_bad_image=skip the next one of the data set that can be read.
+
+        Returns:
+            The sample, its image, its mask if it is labelled, and the key of its random numbers.
+        """
+        samples = self._source.labeled if role == "labeled" else self._source.unlabeled
         epoch, place = divmod(position, len(samples))
-        seed, where = self._config.seed, (_ROLE_IDS[role], epoch)
-        index = index_at(place, samples, self._config.data, seed, *where)
-        rng = np.random.default_rng(seeds(seed, *where, index))
+        where = (_ROLE_IDS[role], epoch)
+        index = index_at(place, samples, self._data, self._seed, *where)
         first: DataError | None = None
         for attempt in range(len(samples)):
             sample = samples[(index + attempt) % len(samples)]
             try:
-                if role == "labelled":  # the few that come again and again
+                if role == "labeled":  # the few that come again and again
                     image, mask = self._kept.get(sample, partial(self._decode, sample, want_mask=True))
                 else:
                     image, mask = self._decode(sample, want_mask=False)
             except DataError as error:
-                if self._config.data.on_bad_image == "stop":
+                if self._data.on_bad_image == "stop":
                     raise
                 first = first or error
                 skipped.append(str(error))
             else:
-                return sample, image, mask, rng
-        raise DataError(f"none of the {len(samples)} {role} images can be read; the first: {first}")
+                return sample, image, mask, (*where, index)
+        kind = "labelled" if role == "labeled" else "unlabelled"
+        raise DataError(f"none of the {len(samples)} {kind} images can be read; the first: {first}")
 
     def _decode(self, sample: Sample, *, want_mask: bool) -> Decoded:
-        return read_sample(sample, self._source, want_mask=want_mask, max_pixels=self._config.data.max_pixels)
+        return read_sample(sample, self._source, want_mask=want_mask, max_pixels=self._data.max_pixels)
 
 
-def steps_per_epoch(source: Source, config: Config, world: int = 1) -> int:
-    """Weight updates an epoch: as configured, else one pass over the unlabelled images (labelled if there are none).
+def steps_per_epoch(source: Source, data: DataConfig, accumulate: int, world: int = 1) -> int:
+    """Weight updates of one pass over the unlabelled images (the labelled ones if there are no others).
 
     Args:
         source: the data set.
-        config: the run's configuration.
+        data: batch sizes.
+        accumulate: micro-batches an update.
         world: number of processes.
     """
-    if config.train.steps_per_epoch is not None:
-        return config.train.steps_per_epoch
-    count, batch = len(source.labeled), config.data.batch_labeled
+    count, batch = len(source.labeled), data.batch_labeled
     if source.unlabeled:
-        count, batch = len(source.unlabeled), config.data.batch_unlabeled
-    return max(1, math.ceil(count / (batch * config.optim.accumulate * world)))
+        count, batch = len(source.unlabeled), data.batch_unlabeled
+    return max(1, math.ceil(count / (batch * accumulate * world)))
 
 
 def train_batches(
-    source: Source,
-    config: Config,
-    *,
-    start_step: int,
-    total_steps: int,
-    want_unlabeled: bool,
-    rank: int = 0,
-    world: int = 1,
-    pin_memory: bool = False,
+    stream: TrainStream, parts: range, *, workers: int, pin_memory: bool = False
 ) -> Generator[TrainBatch, None, None]:
-    """Yield the micro-batches of the steps start_step .. total_steps - 1, read ahead in ``data.workers`` processes.
+    """Yield some micro-batches of a stream in order, read ahead by processes.
 
-    Each step has ``config.optim.accumulate`` micro-batches. Neither torch's nor NumPy's global random state is used.
-    Closing the generator ends the workers.
+    Neither torch's nor NumPy's global random state is used. Closing the generator ends the workers.
+
+    Args:
+        stream: what to read.
+        parts: numbers of the micro-batches.
+        workers: processes that read; 0 reads in this one.
+        pin_memory: hand batches over in page-locked memory (for GPUs).
 
     Raises:
-        DataError: from the call itself if images are missing altogether; while iterating if a file cannot be used
-            (see data.on_bad_image) or a worker process died.
+        DataError: while iterating, if a file cannot be used (see data.on_bad_image) or a worker process died.
     """
-    stream = TrainStream(source, config, want_unlabeled=want_unlabeled, rank=rank, world=world)
-    workers = config.data.workers
     options: dict[str, Any] = {}
     if workers and sys.platform == "linux":
         # Forked workers start at once. They compute with NumPy and Pillow only, so threads of this process that a fork
@@ -187,10 +214,10 @@ def train_batches(
     loader: DataLoader[TrainBatch | DataError] = DataLoader(
         stream,
         batch_size=None,
-        sampler=range(start_step * config.optim.accumulate, total_steps * config.optim.accumulate),
+        sampler=parts,
         num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=partial(_only_under, os.getpid()),
+        collate_fn=_identity,
+        worker_init_fn=partial(_exit_if_orphaned, os.getpid()),
         pin_memory=pin_memory and torch.cuda.is_available(),
         # Without one of its own, the loader would draw from torch's global generator, and a resumed run would differ.
         generator=torch.Generator(),
@@ -247,11 +274,11 @@ def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _only_under(parent: int, worker: int) -> None:
+def _exit_if_orphaned(parent: int, worker: int) -> None:
     """End a worker whose parent was killed before it began: torch's own watch would take the new parent for the old."""
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item  # the stream's items are batches already

@@ -1,10 +1,10 @@
-"""Random crops of training images: joint geometry for image and mask, photometric changes for labelled images.
+"""Random crops of training images: joint geometry for image and mask, photometric changes for strong views.
 
 The semantics are those of UniMatch and the published AllSpark: the longer side is resized to a whole number of pixels
 drawn uniformly, the shorter follows; the result is padded at the right and at the bottom to the crop, cropped and
-flipped; then labelled images get colour jitter, greyscale and blur. A view is a function of the image and of the state
-of ``rng`` alone. Numbers are drawn in this order, all of them in each view: longer side, top, left, flip; then, for
-labelled images, those of `allspark.data.colour.draw_colour`.
+flipped: a weak view. Colour jitter, greyscale and blur make it a strong one. A view is a function of the image and of
+the state of its generators alone. Numbers are drawn in this order, all of them in each view: longer side, top, left,
+flip; then those of `allspark.data.colour.draw_colour`.
 
 The pixels equal those of resize-pad-crop on whole images, but most that the crop throws away are not computed, and of
 uniform padding only a margin is. An image is resized along its rows first and then along its columns, whatever its
@@ -14,6 +14,7 @@ aspect, as Pillow did up to version 12 (newer ones choose by the sizes, and the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from PIL import Image
 
 from allspark.batch import IGNORE
 from allspark.config.schema import ViewConfig
-from allspark.data.colour import draw_colour, recolour
+from allspark.data.colour import Colour, draw_colour, recolour
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ def labeled_view(
     crop: tuple[int, int],
     config: ViewConfig,
     rng: np.random.Generator,
+    *,
+    strong: bool = True,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cut a random view of an image and its mask, and change its colours.
+    """Cut a random view of an image and its mask.
 
     Args:
         image: RGB, of any size.
@@ -61,38 +64,54 @@ def labeled_view(
         crop: height and width of the view [pixels].
         config: ranges and probabilities.
         rng: all randomness.
+        strong: change its colours.
 
     Returns:
         The image (h, w, 3) and the mask (h, w); padding is 255 in the mask, and black before the change of colours.
     """
     geometry = draw_geometry(image.height, image.width, crop, config, rng)
-    colour = draw_colour(config, rng)
-    # One row and column of padding at least: there its colour after the changes is read.
-    margin = 1 + colour.reach
-    part = _window(image, geometry, margin)
-    part = recolour(part, colour, missing=crop[0] * crop[1] - part.width * part.height)
-    return _assemble(part, geometry), _mask_view(mask, geometry)
+    part = _resize_window(image, geometry)
+    view = _strong(part, geometry, draw_colour(config, rng)) if strong else _weak(part, geometry)
+    return view, _mask_view(mask, geometry)
 
 
-def unlabeled_view(
-    image: Image.Image, crop: tuple[int, int], config: ViewConfig, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Cut a random view of an image without a mask; its colours stay.
+def unlabeled_views(
+    image: Image.Image,
+    crop: tuple[int, int],
+    config: ViewConfig,
+    rng: np.random.Generator,
+    strong: Sequence[np.random.Generator] = (),
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[NDArray[np.uint8]]]:
+    """Cut a random view of an image without a mask, and change its colours in some ways.
 
     Args:
         image: RGB, of any size.
         crop: height and width of the view [pixels].
         config: ranges and probabilities.
-        rng: all randomness.
+        rng: of the geometry.
+        strong: of the colours, one generator for each strong view.
 
     Returns:
-        The image (h, w, 3), black where padded, and valid (h, w), False where padded.
+        The weak view (h, w, 3), black where padded; valid (h, w), False where padded; and the strong views, pixel by
+        pixel the same places.
     """
     geometry = draw_geometry(image.height, image.width, crop, config, rng)
     rows, columns = geometry.seen
     valid = np.zeros(crop, np.bool_)
     valid[:rows, geometry.place(columns)] = True
-    return _assemble(_window(image, geometry, 1), geometry), valid
+    part = _resize_window(image, geometry)
+    return _weak(part, geometry), valid, [_strong(part, geometry, draw_colour(config, one)) for one in strong]
+
+
+def _weak(part: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
+    return _assemble(_with_margin(part, geometry, 1), geometry)
+
+
+def _strong(part: Image.Image, geometry: Geometry, colour: Colour) -> NDArray[np.uint8]:
+    # One row and column of padding at least: there its colour after the changes is read.
+    part = _with_margin(part, geometry, 1 + colour.reach)
+    missing = geometry.crop[0] * geometry.crop[1] - part.width * part.height
+    return _assemble(recolour(part, colour, missing=missing), geometry)
 
 
 def draw_geometry(
@@ -112,10 +131,9 @@ def draw_geometry(
     return Geometry(new_height, new_width, top, left, bool(rng.random() < config.flip), crop)
 
 
-def _window(image: Image.Image, geometry: Geometry, margin: int) -> Image.Image:
+def _with_margin(part: Image.Image, geometry: Geometry, margin: int) -> Image.Image:
     """The part of the crop that shows the image, and up to ``margin`` pixels of padding right and below; unflipped."""
     rows, columns = geometry.seen
-    part = _resize_window(image, geometry)
     padded = min(geometry.crop[1], columns + margin), min(geometry.crop[0], rows + margin)
     return part if part.size == padded else part.crop((0, 0, *padded))  # Pillow fills with black
 

@@ -16,7 +16,7 @@ from allspark.engine.checkpoint import Checkpoint, checkpoint_path, load_checkpo
 from allspark.engine.ui import Silent, TrainUI
 from allspark.errors import CheckpointError, ConfigError
 from allspark.files import lock_folder
-from allspark.runtime.collectives import processes
+from allspark.runtime.collectives import world_size
 
 # Settings that a resumed run may change: where and how it runs, or what it does about trouble. (What the lists of
 # images hold is compared by itself, see _require_same_images.)
@@ -189,7 +189,7 @@ def require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> N
 def require_same(checkpoint: Checkpoint, config: Config, out: Path, ui: TrainUI) -> None:
     """Refuse to go on with settings that would make it another experiment."""
     then = Config.model_validate(checkpoint.meta["config"])
-    before, now = checkpoint.meta.get("processes", 1), processes()
+    before, now = checkpoint.meta.get("processes", 1), world_size()
     for name, old, new in differences(same_update(then, before, now, Silent()), absolute(config)):
         if name not in _FREE:
             raise ConfigError(

@@ -39,10 +39,11 @@ from allspark.engine.run_folder import (
 from allspark.engine.state import State, process_seed, restore
 from allspark.engine.ui import TrainUI
 from allspark.errors import ConfigError, DataError
+from allspark.kernels.batch_norm import synchronise_norms
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.encoders import freeze_unused, resolve_encoder
-from allspark.runtime.collectives import synchronise_norms, together
+from allspark.runtime.agreement import fail_together
 from allspark.runtime.devices import require_compiler
 from allspark.runtime.sharding import shard
 
@@ -80,7 +81,7 @@ def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerat
     Raises:
         UserError: see :func:`allspark.engine.train.train`.
     """
-    with together():
+    with fail_together():
         if config.train.compile:
             require_compiler(accelerator.device)
         checkpoint = look_at(out, resume)
@@ -97,7 +98,7 @@ def open_session(config: Config, out: Path, resume: bool, accelerator: Accelerat
         session.wrapped = _in_precision(session.method, accelerator)
     else:
         session.wrapped, session.optimizer = accelerator.prepare(session.method, session.optimizer)
-    with together():
+    with fail_together():
         if checkpoint is not None:
             restore(session, checkpoint)
         elif not session.main:  # dropout must not be the same in all processes

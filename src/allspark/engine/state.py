@@ -12,7 +12,7 @@ from torch import Tensor
 from allspark.engine.checkpoint import Checkpoint, checkpoint_path, describe, model_tensors
 from allspark.engine.run_folder import absolute, fingerprints, require_same_images
 from allspark.errors import CheckpointError
-from allspark.runtime.collectives import everyone
+from allspark.runtime.collectives import all_gather_object
 from allspark.runtime.sharding import like, whole
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ def random_states(session: Session) -> dict[str, Tensor]:
     own = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
-    return {_rng(kind, number): state for number, states in enumerate(everyone(own)) for kind, state in states.items()}
+    return {
+        _rng(kind, number): state
+        for number, states in enumerate(all_gather_object(own))
+        for kind, state in states.items()
+    }
 
 
 def _rng(kind: str, number: int) -> str:

@@ -16,7 +16,8 @@ from allspark.engine.optim import poly, set_lr
 from allspark.engine.session import Session
 from allspark.errors import UserError
 from allspark.inference.predictor import out_of_memory
-from allspark.runtime.collectives import FAILED, GO, agree, everyone
+from allspark.runtime.agreement import CONTINUE, FAILED, agree_on
+from allspark.runtime.collectives import all_gather_object
 
 
 def update(session: Session, parts: list[TrainBatch]) -> None:
@@ -60,11 +61,11 @@ def _record(session: Session, records: list[tuple[TrainBatch, StepOutput]]) -> N
 def _take_back(session: Session, before: dict[str, Tensor], records: list[tuple[TrainBatch, StepOutput]]) -> bool:
     """Whether a loss of the step, in any process, is not finite; then memory and statistics are as they were."""
     lost = [batch.ids for batch, output in records if not math.isfinite(float(output.loss.detach()))]
-    if agree(FAILED if lost else GO) == GO:
+    if agree_on(FAILED if lost else CONTINUE) == CONTINUE:
         return False
     for name, buffer in session.method.named_buffers():
         buffer.copy_(before[name])
-    images = ", ".join(chain.from_iterable(chain.from_iterable(everyone(lost))))
+    images = ", ".join(chain.from_iterable(chain.from_iterable(all_gather_object(lost))))
     session.ui.note(f"skipped: step {session.state.step + 1}, whose loss is not finite (images {images})")
     return True
 

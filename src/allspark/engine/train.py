@@ -30,7 +30,15 @@ from allspark.engine.ui import Silent, TrainUI
 from allspark.engine.validation import validate
 from allspark.errors import DataError, UserError
 from allspark.files import atomic_path
-from allspark.runtime.collectives import FAILED, GO, agree, connected, processes, raise_together, summed, together
+from allspark.runtime.agreement import (
+    CONTINUE,
+    FAILED,
+    agree_on,
+    fail_together,
+    quiet_when_peers_are_gone,
+    raise_in_all,
+)
+from allspark.runtime.collectives import all_reduce, world_size
 from allspark.runtime.devices import start_processes
 from allspark.runtime.signals import Interrupted, StopRequest
 
@@ -59,7 +67,7 @@ def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None
         Interrupted: the run was asked to stop, and has written a checkpoint.
     """
     accelerator = start_processes(config)
-    with connected():
+    with quiet_when_peers_are_gone():
         return _train(config, out, resume, accelerator, ui)
 
 
@@ -71,7 +79,7 @@ def _train(config: Config, out: Path, resume: bool, accelerator: Accelerator, ui
         ui.note(f"{out}: finished already, {state.step} of {session.total} steps")
         return TrainResult(out, state.step, state.best, state.last)
     with ExitStack() as claimed:
-        with together():
+        with fail_together():
             if session.main:
                 claimed.enter_context(closing(claim(out)))
                 begin_record(session)
@@ -84,13 +92,13 @@ def _run(session: Session) -> None:
     state, out = session.state, session.out
     with StopRequest() as stop, ExitStack() as opened:
         log = None
-        with together():
+        with fail_together():
             if session.main:
                 log = opened.enter_context(RunLog(out, state.step, session.source.classes))
         opened.enter_context(_showing(session))
         with closing(_batches(session)) as batches:
             exit_code = _loop(session, batches, log, stop)
-        if exit_code != GO:
+        if exit_code != CONTINUE:
             _save_last(session)
             count = session.accelerator.num_processes
             again = f"allspark train --out {shlex.quote(str(out))} --resume" + (
@@ -98,18 +106,18 @@ def _run(session: Session) -> None:
             )
             message = f"stopped after step {state.step} of {session.total}; go on with: {again}"
             raise Interrupted(message, exit_code, quiet=not session.main)
-        with together():
+        with fail_together():
             if session.main:
                 write_result(session)
 
 
 def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog | None, stop: StopRequest) -> int:
-    """Train until all steps are done or a stop is asked for; returns GO, or the exit status of the stop."""
+    """Train until all steps are done or a stop is asked for; returns CONTINUE, or the exit status of the stop."""
     state, every = session.state, session.config.train
     while state.step < session.total:
         with _timed(state):
             parts, verdict = _next_parts(session, batches, stop)
-            if verdict != GO:
+            if verdict != CONTINUE:
                 return verdict
             update(session, parts)
             at_end = state.step == session.total
@@ -130,7 +138,7 @@ def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog | None, s
         if epoch_done or keep or state.step % every.checkpoint_every == 0:
             _save_last(session, keep=keep)
         session.ui.advance(state.step)
-    return GO
+    return CONTINUE
 
 
 def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopRequest) -> tuple[list[TrainBatch], int]:
@@ -147,10 +155,10 @@ def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopReque
         except DataError as caught:
             error = caught
     # A termination signal usually reaches all processes of a job, and the readers end at once: that is no error.
-    verdict = agree(stop.exit_code or (GO if error is None else FAILED))
+    verdict = agree_on(stop.exit_code or (CONTINUE if error is None else FAILED))
     if verdict == FAILED:
         _save_last(session)
-        raise_together(error)
+        raise_in_all(error)
     return parts, verdict
 
 
@@ -166,14 +174,14 @@ def _settle(session: Session) -> None:
         return
     own = torch.stack([values for *_, values in session.unread])
     _require_finite(session, own[:, 0])
-    state, table = session.state, (summed(own) / processes()).tolist()
+    state, table = session.state, (all_reduce(own) / world_size()).tolist()
     for (_, _, names, _), values in zip(session.unread, table, strict=True):
         for name, value in zip(names, values, strict=True):
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.count += 1
     for name, pixels in sorted(session.class_pixels.items()):
         sums = state.class_pixels.get(name, [0] * len(pixels))
-        state.class_pixels[name] = [a + b for a, b in zip(sums, summed(pixels).tolist(), strict=True)]
+        state.class_pixels[name] = [a + b for a, b in zip(sums, all_reduce(pixels).tolist(), strict=True)]
     session.unread.clear()
     session.class_pixels.clear()
 
@@ -190,8 +198,8 @@ def _require_finite(session: Session, losses: Tensor) -> None:
                 "or take a lower optim.lr in a new run"
             )
             break
-    if agree(GO if error is None else FAILED) == FAILED:
-        raise_together(error)
+    if agree_on(CONTINUE if error is None else FAILED) == FAILED:
+        raise_in_all(error)
 
 
 def _log_means(session: Session, log: RunLog | None) -> None:
@@ -210,7 +218,7 @@ def _log_means(session: Session, log: RunLog | None) -> None:
         "seconds": state.seconds,
     }
     state.sums, state.count = {}, 0
-    with together():
+    with fail_together():
         if log is not None:
             log.write(row)
     session.ui.row(row)
@@ -220,7 +228,7 @@ def _save_last(session: Session, *, keep: bool = False) -> None:
     _settle(session)
     session.state.peak_memory = max(session.state.peak_memory, peak_memory(session.accelerator.device))
     content = tensors(session) | random_states(session)
-    with together():
+    with fail_together():
         if session.main:
             last = checkpoint_path(session.out, "last")
             save_checkpoint(last, content, meta(session))

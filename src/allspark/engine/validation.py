@@ -12,7 +12,7 @@ from allspark.engine.state import meta, network_tensors
 from allspark.errors import DataError
 from allspark.inference.evaluate import evaluate
 from allspark.inference.predictor import Predictor
-from allspark.runtime.collectives import together
+from allspark.runtime.agreement import fail_together
 from allspark.runtime.sharding import put_together
 
 
@@ -40,11 +40,11 @@ def validate(session: Session, log: RunLog | None) -> None:
             row |= {**scores.to_json(source.classes), "best": best}
             if best:
                 state.best, state.best_step = scores.miou, state.step
-        with together():
+        with fail_together():
             if log is not None:  # the process that writes
                 _examine(session, predictor, row)
     content = network_tensors(session) if row.get("best") else {}
-    with together():
+    with fail_together():
         if log is None:
             return
         if content:

@@ -15,7 +15,8 @@ from allspark.data.source import Sample, Source
 from allspark.errors import CheckpointError, DataError
 from allspark.inference.metrics import ConfusionMatrix, Scores
 from allspark.inference.predictor import Predictor
-from allspark.runtime.collectives import everyone, processes, rank, together
+from allspark.runtime.agreement import fail_together
+from allspark.runtime.collectives import all_gather_object, rank, world_size
 
 Group = list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
 """Images (H, W, 3) with masks (H, W), all of one size."""
@@ -51,11 +52,11 @@ def evaluate(
     """
     _check(predictor, samples, source)
     confusion = ConfusionMatrix(source.num_classes, predictor.device)
-    mine = samples[rank() :: processes()]  # each image once, and no padding
+    mine = samples[rank() :: world_size()]  # each image once, and no padding
     done = 0
     # closed at once when a prediction fails, so that no reader is left behind
     with (
-        together(),
+        fail_together(),
         closing(eval_items(mine, source, workers=workers, max_pixels=max_pixels, on_bad=on_bad)) as items,
     ):
         for group in _groups(predictor, items):
@@ -66,7 +67,7 @@ def evaluate(
             if progress is not None:
                 progress(done, len(mine))
     confusion.add_up()
-    if not sum(everyone(done)):
+    if not sum(all_gather_object(done)):
         raise DataError(f"{source.root}: none of the {len(samples)} images to evaluate can be used")
     scores = confusion.scores()
     if np.isnan(scores.miou):

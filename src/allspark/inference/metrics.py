@@ -13,7 +13,7 @@ from torch import Tensor
 
 from allspark.batch import IGNORE
 from allspark.errors import DataError
-from allspark.runtime.collectives import summed
+from allspark.runtime.collectives import all_reduce
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ConfusionMatrix:
 
     def add_up(self) -> None:
         """Add the counts of all processes, so that each has the sum."""
-        self._counts = summed(self._counts)
+        self._counts = all_reduce(self._counts)
 
     def scores(self) -> Scores:
         """Compute the scores of all pixels so far.

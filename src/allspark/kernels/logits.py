@@ -9,7 +9,7 @@ transposed. The second product, a quarter of the full logits of one image or of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +41,9 @@ class Logits:
     padded: Size
     size: Size
 
-    @classmethod
-    def of_pixels(cls, logits: Float[Tensor, "b k H W"]) -> Logits:
-        """Logits that are of the image's size already."""
-        size = (logits.shape[2], logits.shape[3])
-        return cls(logits, size, size)
-
-    def split(self, images: int) -> tuple[Logits, Logits]:
-        """Those of the first ``images`` images, and the rest."""
-        first, rest = self.coarse.tensor_split([images])
-        return Logits(first, self.padded, self.size), Logits(rest, self.padded, self.size)
+    def split(self, images: Sequence[int]) -> list[Logits]:
+        """Those of the first ``images[0]`` images, of the next ``images[1]``, and so on."""
+        return [Logits(part, self.padded, self.size) for part in self.coarse.split(list(images))]
 
     def full(self) -> Float[Tensor, "b k H W"]:
         """The logits of every pixel."""

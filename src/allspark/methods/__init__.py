@@ -1,18 +1,61 @@
 """One file a training method."""
 
+from allspark.config.methods import METHOD_CONFIGS, MethodConfig
+from allspark.config.resolve import network_config
 from allspark.config.schema import Config
+from allspark.errors import ConfigError
 from allspark.methods.allspark import AllSpark
 from allspark.methods.base import Method
+from allspark.methods.cps import CPS
+from allspark.methods.fixmatch import FixMatch
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.supervised import Supervised
+from allspark.methods.unimatch import UniMatch
+from allspark.models.segmenter import Segmenter, build_segmenter
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "pseudo-label": PseudoLabel,
     "allspark": AllSpark,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "cps": CPS,
 }
 
 
+def add_method(method: type[Method]) -> type[Method]:
+    """Make a method of your own known under the name that its settings have; usable as a decorator.
+
+    Raises:
+        ConfigError: it has no settings class with a name, or the name is taken.
+    """
+    settings = getattr(method, "settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, MethodConfig)):
+        raise ConfigError(f"{method.__name__}: `settings` must name its MethodConfig class, got {settings!r}")
+    name = settings.model_fields["name"].default
+    if not isinstance(name, str):
+        raise ConfigError(f'{settings.__name__}: give it a name, as in name: Literal["mine"] = "mine"')
+    if name in METHODS:
+        raise ConfigError(f"there is a method {name!r} already; give yours another name")
+    METHOD_CONFIGS[name] = settings
+    METHODS[name] = method
+    return method
+
+
 def build_method(config: Config, num_classes: int) -> Method:
-    """Build the method that ``config.method.name`` names, with its network."""
-    return METHODS[config.method.name](config, num_classes)
+    """Build the method that a configuration names, with its networks.
+
+    Args:
+        config: ``method``, ``model`` and ``data.crop`` are read.
+        num_classes: k.
+
+    Raises:
+        ConfigError: the configuration does not fit.
+        CheckpointError: the encoder's weights cannot be had.
+    """
+
+    def build() -> Segmenter:
+        return build_segmenter(model, num_classes, config.data.crop)
+
+    model = network_config(config)
+    return METHODS[config.method.name](config.method, build)

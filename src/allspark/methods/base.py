@@ -3,60 +3,130 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch
-from allspark.config.schema import Config
+from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.config.methods import MethodConfig
 from allspark.kernels.logits import Logits
 from allspark.methods.losses import labeled_loss
-from allspark.models.segmenter import Segmenter, build_segmenter
+from allspark.methods.mixing import valid_pixels
+from allspark.models.allspark import Guide, SemanticMemory
+from allspark.models.segmenter import Segmenter
+from allspark.runtime.modes import evaluating
 
 
 class Method(nn.Module, ABC):
     """One way to learn from labelled and unlabelled images. Its forward pass is one training step.
 
-    The training loop knows no method by name: it calls ``forward``, minimises the loss, and calls ``after_step``.
+    A method owns the views that it learns from, its settings, its networks and its state. The training loop knows none
+    by name: it reads the ``views``, calls ``begin`` once, then ``forward`` and ``after_step``, and minimises the loss.
     State that outlives a step is a parameter or a named buffer, so that it is in every checkpoint.
 
+    Args:
+        settings: of the class that ``settings`` names.
+        build: returns a new network as configured; each call draws its weights anew. Weights to begin with or to resume
+            from come later: what is derived from them belongs into ``begin``.
+
     Attributes:
-        segmenter: the network that is evaluated and saved.
+        settings: the class of its settings, whose ``name`` is the method's name.
+        views: what the loader has to give.
+        segmenter: the network that trains.
         labeled_loss: of logits and masks (b, H, W), as configured.
-        wants_unlabeled: False for methods that learn from labels alone.
+        advice: what helps against collapsing pseudo-labels with this method, beside what helps always.
     """
 
-    wants_unlabeled: ClassVar[bool] = True
+    settings: ClassVar[type[MethodConfig]]
+    views: Views = Views()
 
-    def __init__(self, config: Config, num_classes: int) -> None:
+    def __init__(self, settings: Any, build: Callable[[], Segmenter]) -> None:
         super().__init__()
-        self.segmenter: Segmenter = build_segmenter(config, num_classes)
-        self.labeled_loss = labeled_loss(config.method)
+        self.segmenter = build()
+        self.labeled_loss = labeled_loss(settings)
+        self._mines = settings.labeled_loss == "ohem"
+
+    def begin(self) -> None:
+        """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""
 
     @abstractmethod
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
-        """Return the loss of one micro-batch."""
+        """Return the terms of the loss of one micro-batch."""
 
     def after_step(self, progress: Progress) -> None:
-        """Follow a weight update, for example with a teacher's moving average."""
+        """Follow a weight update that took place, for example with a teacher's moving average."""
+
+    def networks(self) -> tuple[Segmenter, ...]:
+        """The networks that train: learning rates, batch norm over processes, compilation and sharding see them."""
+        return (self.segmenter,)
+
+    @property
+    def deployed(self) -> Segmenter:
+        """The network that is evaluated, kept as best, used for predictions and exported."""
+        return self.networks()[0]
+
+    def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """The counts of terms that follow from the batch alone, by the name of the term.
+
+        With them the loss of an update of several micro-batches is that of one batch of all their images. A term that
+        is not here (hard pixels, confident pixels only) is a mean over each micro-batch, and these are averaged.
+        """
+        known = {}
+        if batch.labeled is not None and not self._mines:
+            known["labeled"] = (batch.labeled.mask != IGNORE).sum()
+        if batch.unlabeled is not None:
+            known["unlabeled"] = valid_pixels(batch.unlabeled).sum()
+        return known
+
+    def guide(self, scores: Logits, num_labeled: int, progress: Progress) -> Guide | None:
+        """What the bottleneck needs in a pass over labelled and unlabelled images; None without a bottleneck.
+
+        Args:
+            scores: of the unlabelled images of the pass.
+            num_labeled: labelled images, which come first in it.
+            progress: where training stands.
+        """
+        bottleneck = self.segmenter.bottleneck
+        if bottleneck is None:
+            return None
+        return Guide(
+            num_labeled,
+            scores.full() if bottleneck.grouping == "paper" else scores.at(self.segmenter.encoder.grid(scores.size)),
+            read_memory=progress.step >= bottleneck.warmup_epochs * progress.steps_per_epoch,
+        )
+
+    def metrics(self) -> dict[str, Tensor]:
+        """How full the network's memory is, where it has one: scalars for the log of each step."""
+        return {} if self.memory is None else {"memory_fill": self.memory.fill.mean()}
 
     def health(self) -> dict[str, Tensor]:
-        """What to log beside each validation, (k,) each; nan where there is nothing to tell of a class."""
-        return {}
+        """What to log beside each validation, (k,) each; nan where there is nothing to tell of a class.
+
+        Here how full the memory is and how old what it holds [micro-batches], where the network has one.
+        """
+        return {} if self.memory is None else {"memory_fill": self.memory.fill, "memory_age": self.memory.age}
+
+    @property
+    def advice(self) -> str:
+        """What helps against collapsing pseudo-labels, for a warning; empty: nothing of the method's own."""
+        return "" if self.memory is None else "a longer model.bottleneck_warmup_epochs"
+
+    @property
+    def memory(self) -> SemanticMemory | None:
+        """The semantic memory of the network's bottleneck, if it has one."""
+        return None if self.segmenter.bottleneck is None else self.segmenter.bottleneck.memory
 
 
-@torch.no_grad()
 def eval_logits(segmenter: Segmenter, image: Float[Tensor, "u 3 H W"]) -> Logits:
-    """Logits of an eval-mode pass that leaves the mode as it was.
+    """Logits of an eval-mode pass without gradient, after which every module is in the mode that it was in.
 
     (Not ``inference_mode``: its tensors could not be saved for backward as targets.)
     """
-    training = segmenter.training
-    segmenter.eval()
-    logits = segmenter.logits(image)
-    segmenter.train(training)
+    with torch.no_grad(), evaluating(segmenter):
+        logits = segmenter.logits(image)
     torch.clear_autocast_cache()  # torch before 2.11 would train on the weights in half precision, without gradient
     return logits
 
@@ -68,6 +138,12 @@ def hard_labels(logits: Logits, batch: UnlabeledBatch) -> Int[Tensor, "u H W"]:
 
 
 @torch.no_grad()
-def class_pixels(target: Int[Tensor, "b H W"], num_classes: int) -> Int[Tensor, " k"]:
-    """Pixels of each class, (k,), without a transfer to the host; ignored ones are not counted."""
-    return torch.histc(target.double(), num_classes, -0.5, num_classes - 0.5).long()
+def class_pixels(num_classes: int, **targets: Int[Tensor, "b H W"]) -> dict[str, Tensor]:
+    """Pixels of each class in some targets, (k,) each, without a transfer to the host; ignored ones are not counted.
+
+    Args:
+        num_classes: k.
+        targets: for example ``labeled`` and ``pseudo``, class ids and IGNORE.
+    """
+    ends = (num_classes, -0.5, num_classes - 0.5)
+    return {name: torch.histc(target.double(), *ends).long() for name, target in targets.items()}

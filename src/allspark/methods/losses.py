@@ -1,4 +1,4 @@
-"""Losses as pure functions."""
+"""Losses as pure functions. Each returns a :class:`allspark.batch.Term`: numerator and denominator."""
 
 from __future__ import annotations
 
@@ -6,63 +6,83 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from allspark.batch import IGNORE
-from allspark.config.schema import MethodConfig
+from allspark.batch import IGNORE, Term
+from allspark.config.methods import MethodConfig
 from allspark.kernels.logits import Logits
-from allspark.runtime.collectives import mean_count
+from allspark.runtime.collectives import all_gather, world_size
 
-Loss = Callable[[Logits, Tensor], Tensor]
-"""Logits and target (b, H, W), class ids or IGNORE -> a scalar."""
+Loss = Callable[[Logits, Tensor], Term]
+"""Logits and target (b, H, W), class ids or IGNORE -> a term."""
 
 
-def labeled_loss(config: MethodConfig) -> Loss:
-    """The loss of labelled images that a configuration names."""
-    if config.labeled_loss == "ohem":
-        return partial(ohem_cross_entropy, threshold=config.ohem_threshold, min_kept=config.ohem_min_kept)
+def labeled_loss(settings: MethodConfig) -> Loss:
+    """The loss of labelled images that a method's settings name."""
+    if settings.labeled_loss == "ohem":
+        return partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
     return cross_entropy
 
 
-def cross_entropy(logits: Logits, target: Int[Tensor, "b H W"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that are not ignored; 0 where all are.
+def cross_entropy(logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
+    """Cross-entropy, a mean over the pixels that are not ignored.
 
     Args:
         logits: of b images.
         target: (b, H, W), class ids or IGNORE.
-
-    Returns:
-        A scalar. (Torch's own mean is NaN where every pixel is ignored.) Where several processes train, the pixels of
-        all of them are counted: their mean of this is the mean over all pixels, as one process would compute it.
     """
-    total = logits.losses(target).sum()
-    return total / mean_count((target != IGNORE).sum()).to(total.dtype)
+    return Term(logits.losses(target).sum(), (target != IGNORE).sum())
 
 
-def ohem_cross_entropy(
-    logits: Logits, target: Int[Tensor, "b H W"], *, threshold: float, min_kept: int
-) -> Float[Tensor, ""]:
+def masked_cross_entropy(
+    logits: Logits, target: Int[Tensor, "b H W"], keep: Bool[Tensor, "b H W"], over: Bool[Tensor, "b H W"] | None
+) -> Term:
+    """Cross-entropy of the pixels that are kept, as a mean over more than those.
+
+    Args:
+        logits: of b images.
+        target: (b, H, W), class ids or IGNORE.
+        keep: (b, H, W), pixels whose loss counts.
+        over: (b, H, W), pixels that it is divided by; those outside do not count either. None: all of them.
+    """
+    if over is not None:
+        keep = keep & over
+    total = logits.losses(target).where(keep, 0).sum()
+    return Term(total, keep.new_tensor(keep.numel(), dtype=torch.int64) if over is None else over.sum())
+
+
+def ohem_cross_entropy(logits: Logits, target: Int[Tensor, "b H W"], *, threshold: float, min_kept: int) -> Term:
     """Cross-entropy over the hard pixels (online hard example mining, Shrivastava et al., CVPR 2016).
 
     Hard are pixels whose own class has a probability of at most ``threshold``. At least the ``min_kept`` hardest pixels
-    of the batch, each process for its own, count (more where some are equally hard; all where there are no more).
+    of the micro-batch, of all processes together, count (more where some are equally hard; all where there are no more).
 
     Args:
         logits: of b images.
         target: (b, H, W), class ids or IGNORE.
         threshold: probability up to which a pixel is hard, 0 to 1.
-        min_kept: pixels of the whole batch that count at least.
+        min_kept: pixels that count at least.
 
     Returns:
-        A scalar, the mean over the pixels that count; 0 where every pixel is ignored.
+        A mean over the pixels that count.
     """
     losses = logits.losses(target)  # (b, H, W), -log probability
     valid = target != IGNORE
     with torch.no_grad():
         probability = torch.exp(-losses.detach()).masked_fill(~valid, 1).flatten()
-        # The published code sorts all pixels; only one place of that order is needed, and nothing is read back.
-        place = min(max(min_kept, 1), probability.numel())
-        hardest = probability.kthvalue(place).values if min_kept else probability.new_zeros(())
+        hardest = _smallest(probability, min_kept) if min_kept else probability.new_zeros(())
         kept = valid & (probability.view_as(valid) <= hardest.clamp(min=threshold))
-    return losses.where(kept, 0).sum() / kept.sum().clamp(min=1)
+    return Term(losses.where(kept, 0).sum(), kept.sum())
+
+
+def _smallest(values: Float[Tensor, " n"], place: int) -> Float[Tensor, ""]:
+    """The ``place``-th smallest value of all processes, the largest where there are no more.
+
+    The published code sorts all values; only one place of that order is needed, and nothing is read back. The place-th
+    smallest of all is among the ``place`` smallest of each process; all processes have equally many values.
+    """
+    if world_size() > 1:
+        own = values.topk(min(place, len(values)), largest=False, sorted=False).values
+        values = all_gather(own)
+    return values.kthvalue(min(place, len(values))).values

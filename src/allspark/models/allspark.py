@@ -9,6 +9,7 @@ docs/paper-and-code.md lists every difference.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,14 +17,29 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allspark.batch import Guide
 from allspark.errors import CheckpointError
 from allspark.kernels.attention import channel_attention
 from allspark.kernels.matmul import mix_channels
-from allspark.runtime.collectives import gathered
+from allspark.models.published import BOTTLENECK_NAMES, from_published
+from allspark.runtime.collectives import all_gather
 
 Grouping = Literal["class-scores", "paper", "off"]
 Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """All that the bottleneck needs beside the features, in training.
+
+    Attributes:
+        num_labeled: the first so many images of the batch are labelled.
+        class_scores: (u, k, h', w'), logits of the unlabelled images, at any resolution.
+        read_memory: False while the memory warms up.
+    """
+
+    num_labeled: int
+    class_scores: Tensor
+    read_memory: bool
 
 
 class ChannelAttention(nn.Module):
@@ -191,6 +207,7 @@ class AllSparkBottleneck(nn.Module):
         dropout: of attention weights and projections.
         memory: False: labelled images attend to the unlabelled ones of their batch only.
         grouping: see :func:`group_channels`; ``off``: channels enter the memory without classes.
+        warmup_epochs: how long whoever trains the module should not let it read its memory (``Guide.read_memory``).
     """
 
     def __init__(
@@ -203,8 +220,10 @@ class AllSparkBottleneck(nn.Module):
         *,
         memory: bool = True,
         grouping: Grouping = "class-scores",
+        warmup_epochs: float = 0.0,
     ) -> None:
         super().__init__()
+        self.warmup_epochs = warmup_epochs
         self.grouping: Grouping = grouping
         self.project_in = nn.Conv2d(channels, channels, 1)
         self.norm_in = nn.LayerNorm(channels, eps=1e-6)
@@ -242,13 +261,13 @@ class AllSparkBottleneck(nn.Module):
 
         Unlabelled images of the batch are those of all processes, so that every memory holds the same.
         """
-        source = gathered(unlabeled)
+        source = all_gather(unlabeled)
         if self.memory is None:
             return source
         with torch.no_grad():
             off = self.grouping == "off"
             classes = None if off else group_channels(unlabeled, guide.class_scores, grid, self.grouping)
-        self.memory.write(source, None if classes is None else gathered(classes), grid)
+        self.memory.write(source, None if classes is None else all_gather(classes), grid)
         return self.memory.read(grid) if guide.read_memory else source
 
     @classmethod
@@ -262,10 +281,7 @@ class AllSparkBottleneck(nn.Module):
         Raises:
             CheckpointError: a tensor is missing or the memory's grid is not square.
         """
-        try:
-            renamed = {ours: state[theirs] for ours, theirs in _PUBLISHED_NAMES.items()}
-        except KeyError as error:
-            raise CheckpointError(f"not a published AllSpark bottleneck: tensor {error} is missing") from error
+        renamed = from_published(state, BOTTLENECK_NAMES, "AllSpark bottleneck")
         num_classes, channels, tokens = renamed["memory.channels"].shape
         side = round(tokens**0.5)
         if side * side != tokens:
@@ -275,28 +291,6 @@ class AllSparkBottleneck(nn.Module):
         unknown = {f"memory.{name}": getattr(module.memory, name) for name in ("born", "writes")}
         module.load_state_dict(renamed | unknown)
         return module
-
-
-_PUBLISHED_NAMES = {
-    "project_in.weight": "map_in.0.weight",
-    "project_in.bias": "map_in.0.bias",
-    "norm_in.weight": "attn_norm.weight",
-    "norm_in.bias": "attn_norm.bias",
-    "labeled.query.weight": "attn.q_l2u.weight",
-    "labeled.key.weight": "attn.k_l2u.weight",
-    "labeled.value.weight": "attn.v_l2u.weight",
-    "labeled.out.weight": "attn.out_l2u.weight",
-    "unlabeled.query.weight": "attn.q_u.weight",
-    "unlabeled.key.weight": "attn.k_u.weight",
-    "unlabeled.value.weight": "attn.v_u.weight",
-    "unlabeled.out.weight": "attn.out_u.weight",
-    "memory.channels": "attn.kv_queue",
-    "memory.written": "attn.queue_ptr",
-    "norm_out.weight": "encoder_norm.weight",
-    "norm_out.bias": "encoder_norm.bias",
-    "project_out.weight": "map_out.0.weight",
-    "project_out.bias": "map_out.0.bias",
-}
 
 
 def _one_hot(classes: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from allspark.errors import CheckpointError
+from allspark.models.published import HEAD_NAMES, from_published
 
 _ATEN = torch.ops.aten
 
@@ -72,10 +72,7 @@ class SegformerHead(nn.Module):
         Raises:
             CheckpointError: a tensor is missing.
         """
-        try:
-            renamed = {ours: state[theirs] for ours, theirs in _PUBLISHED_NAMES.items()}
-        except KeyError as error:
-            raise CheckpointError(f"not a published SegFormer head: tensor {error} is missing") from error
+        renamed = from_published(state, HEAD_NAMES, "SegFormer head")
         channels = [renamed[f"stages.{i}.weight"].shape[1] for i in range(4)]
         num_classes, width = renamed["classifier.weight"].shape[:2]
         head = cls(channels, width, num_classes, dropout).to(renamed["classifier.weight"].dtype)
@@ -111,18 +108,6 @@ class _Classify(torch.autograd.Function):
         if keep is not None:
             grad.mul_(keep)
         return grad, None, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
-
-
-_PUBLISHED_NAMES = {
-    **{f"stages.{i}.{part}": f"linear_c{i + 1}.proj.{part}" for i in range(4) for part in ("weight", "bias")},
-    "fuse.weight": "linear_fuse.conv.weight",
-    **{
-        f"norm.{part}": f"linear_fuse.bn.{part}"
-        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    },
-    "classifier.weight": "linear_pred.weight",
-    "classifier.bias": "linear_pred.bias",
-}
 
 
 class DeepLabV3Plus(nn.Module):

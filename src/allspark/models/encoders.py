@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
     PretrainedConfig,
@@ -22,6 +23,7 @@ from transformers import (
     SegformerModel,
 )
 
+from allspark.config.plugins import load_entry_points
 from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.kernels.matmul import use_faster_products
@@ -29,6 +31,7 @@ from allspark.kernels.mix_ffn import save_memory
 from allspark.models.dilation import dilate
 from allspark.models.pretrained import body_from_state, cached_or_hub, load_body
 from allspark.models.published import mit_sizes, nvlabs_to_transformers
+from allspark.runtime.modes import evaluating
 
 _WIDE = (64, 128, 320, 512)
 MIT_PRESETS: dict[str, dict[str, Any]] = {
@@ -102,6 +105,29 @@ class _MixTransformer(Encoder):
         return list(self.body(image, output_hidden_states=True).hidden_states)[-_STAGES:]
 
 
+Builder = Callable[[ModelConfig, bool], Encoder]
+"""The network section of a configuration, and whether to load pretrained weights -> an encoder."""
+
+ENCODERS: dict[str, Builder] = {}
+"""Encoders of plug-ins by the name that ``model.encoder`` gives them; transformers' need no entry."""
+
+
+def add_encoder(name: str, build: Builder) -> None:
+    """Make an encoder of your own known as ``model.encoder=NAME``.
+
+    Args:
+        name: a new name.
+        build: returns an :class:`Encoder`, whose ``body(image).feature_maps`` are its maps, finest first; or a
+            subclass with a ``_maps`` of its own.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in ENCODERS or name in _HUB:
+        raise ConfigError(f"there is an encoder {name!r} already; give yours another name")
+    ENCODERS[name] = build
+
+
 def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
     """Build the encoder that a configuration names.
 
@@ -113,6 +139,9 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
         ConfigError: no such encoder, or its configuration does not fit.
         CheckpointError: the weights cannot be had; the message lists the choices.
     """
+    own = _plugged_in(config.encoder)
+    if own is not None:
+        return own(config, load_weights)
     body_config = _body_config(config)
     source = config.pretrained if load_weights else "none"
     if source == "hub":
@@ -139,6 +168,14 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
     reductions = _reductions(body_config, len(body.channels))
     # DINOv2's patches must divide the image; the others pad by themselves, each in its own way.
     return Encoder(body, tuple(body.channels), reductions, multiple=reductions[-1])
+
+
+def _plugged_in(name: str) -> Builder | None:
+    """What builds the encoder of this name, if a plug-in does."""
+    by_transformers = name in _HUB or "/" in name or Path(name).is_dir() or name in CONFIG_MAPPING
+    if name not in ENCODERS and not by_transformers:
+        load_entry_points()
+    return ENCODERS.get(name)
 
 
 def published_encoder(state: Mapping[str, Tensor], drop_path: float = 0.1) -> Encoder:
@@ -181,14 +218,14 @@ def freeze_unused(encoder: Encoder) -> None:
     Some of transformers' backbones have parameters that no feature map depends on (a last norm, a mask token). They get
     no gradient in any case; here they are found and marked.
     """
-    training = encoder.training
-    encoder.eval()
     parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    if not parameters:
+        return  # frozen altogether
     image = torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype, device=parameters[0].device)
-    total = torch.stack([feature.sum() for feature in encoder(image)]).sum()
+    with evaluating(encoder):
+        total = torch.stack([feature.sum() for feature in encoder(image)]).sum()
     for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)
-    encoder.train(training)
 
 
 def resolve_encoder(config: ModelConfig) -> ModelConfig:
@@ -196,13 +233,12 @@ def resolve_encoder(config: ModelConfig) -> ModelConfig:
 
     A hub name or a folder becomes the model type with all fields that differ from its defaults.
     """
-    if config.encoder in _HUB or ("/" not in config.encoder and not Path(config.encoder).is_dir()):
+    known = config.encoder in _HUB or _plugged_in(config.encoder) is not None
+    if known or ("/" not in config.encoder and not Path(config.encoder).is_dir()):
         return config
     body_config = _body_config(config)
-    known = _fields(body_config)
-    fields = {
-        key: value for key, value in body_config.to_diff_dict().items() if key in known and key not in _BOOKKEEPING
-    }
+    names = _fields(body_config) - _BOOKKEEPING
+    fields = {key: value for key, value in body_config.to_diff_dict().items() if key in names}
     return config.model_copy(
         update={
             "encoder": body_config.model_type,
@@ -280,13 +316,11 @@ def _reductions(config: PretrainedConfig, count: int) -> tuple[int, ...]:
 def _measured(body: nn.Module, name: str) -> tuple[tuple[int, ...], int]:
     """Strides of a backbone's feature maps, and the multiple that images must be padded to."""
     even, odd = 256, 257
-    training = body.training
-    body.eval()
     sides = {}
-    for side in (even, odd):
-        image = torch.zeros(1, 3, side, side, device=next(body.parameters()).device)
-        sides[side] = [x.shape[2] for x in body(image).feature_maps]
-    body.train(training)
+    with evaluating(body):
+        for side in (even, odd):
+            image = torch.zeros(1, 3, side, side, device=next(body.parameters()).device)
+            sides[side] = [x.shape[2] for x in body(image).feature_maps]
     strides = tuple(even // side for side in sides[even])
     if any(stride * side != even for stride, side in zip(strides, sides[even], strict=True)):
         raise ConfigError(f"model.encoder: the feature maps of {name!r} have no whole strides: {sides[even]} of {even}")

@@ -1,4 +1,4 @@
-"""Foreign weights: NVlabs' MiT files and the published AllSpark checkpoints, read without executing anything."""
+"""The layouts of others: NVlabs' MiT files and the published AllSpark checkpoints, read without executing anything."""
 
 from __future__ import annotations
 
@@ -36,6 +36,41 @@ _RENAMES = [
 _KEY_VALUE = re.compile(r"^block(\d)\.(\d+)\.attn\.kv\.(weight|bias)$")
 
 
+BOTTLENECK_NAMES = {
+    "project_in.weight": "map_in.0.weight",
+    "project_in.bias": "map_in.0.bias",
+    "norm_in.weight": "attn_norm.weight",
+    "norm_in.bias": "attn_norm.bias",
+    "labeled.query.weight": "attn.q_l2u.weight",
+    "labeled.key.weight": "attn.k_l2u.weight",
+    "labeled.value.weight": "attn.v_l2u.weight",
+    "labeled.out.weight": "attn.out_l2u.weight",
+    "unlabeled.query.weight": "attn.q_u.weight",
+    "unlabeled.key.weight": "attn.k_u.weight",
+    "unlabeled.value.weight": "attn.v_u.weight",
+    "unlabeled.out.weight": "attn.out_u.weight",
+    "memory.channels": "attn.kv_queue",
+    "memory.written": "attn.queue_ptr",
+    "norm_out.weight": "encoder_norm.weight",
+    "norm_out.bias": "encoder_norm.bias",
+    "project_out.weight": "map_out.0.weight",
+    "project_out.bias": "map_out.0.bias",
+}
+"""Tensors of :class:`allspark.models.allspark.AllSparkBottleneck`: our name -> the published one."""
+
+HEAD_NAMES = {
+    **{f"stages.{i}.{part}": f"linear_c{i + 1}.proj.{part}" for i in range(4) for part in ("weight", "bias")},
+    "fuse.weight": "linear_fuse.conv.weight",
+    **{
+        f"norm.{part}": f"linear_fuse.bn.{part}"
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    },
+    "classifier.weight": "linear_pred.weight",
+    "classifier.bias": "linear_pred.bias",
+}
+"""Tensors of :class:`allspark.models.decoders.SegformerHead`: our name -> the published one."""
+
+
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Read a .pth file's tensors, and nothing but tensors (``weights_only``).
 
@@ -66,6 +101,23 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     return tensors
+
+
+def from_published(state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> dict[str, Tensor]:
+    """Tensors under our names.
+
+    Args:
+        state: tensors under their published names.
+        names: ours -> theirs.
+        what: what they are, for the message.
+
+    Raises:
+        CheckpointError: a tensor is missing.
+    """
+    try:
+        return {ours: state[theirs] for ours, theirs in names.items()}
+    except KeyError as error:
+        raise CheckpointError(f"not a published {what}: tensor {error} is missing") from error
 
 
 def nvlabs_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,22 +1,57 @@
-"""The network: encoder -> bottleneck on the last stage -> decoder."""
+"""The network: encoder -> bottleneck on the last stage -> decoder. Each part can be called by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allspark.batch import Guide
-from allspark.config.schema import Config, ModelConfig
+from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError
-from allspark.kernels.logits import Logits
-from allspark.models.allspark import AllSparkBottleneck
+from allspark.kernels.logits import Logits, Size
+from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import DeepLabV3Plus, SegformerHead
 from allspark.models.encoders import Encoder, build_encoder, published_encoder
+from allspark.runtime.modes import evaluating
 
 _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
+
+
+@dataclass(frozen=True)
+class Features:
+    """An encoder's feature maps of b images: to be perturbed, projected, contrasted, decoded.
+
+    Attributes:
+        maps: (b, c_i, h_i, w_i) each, finest first.
+        padded: (H', W'), the size that the images were computed at.
+        size: (H, W) of the images, the upper left part of that.
+    """
+
+    maps: tuple[Tensor, ...]
+    padded: Size
+    size: Size
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.maps[0])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Features:
+        """Change every map, for example by dropout of channels."""
+        return replace(self, maps=tuple(function(x) for x in self.maps))
+
+    def split(self, images: Sequence[int]) -> list[Features]:
+        """Those of the first ``images[0]`` images, of the next ``images[1]``, and so on."""
+        parts = zip(*(x.split(list(images)) for x in self.maps), strict=True)
+        return [replace(self, maps=tuple(maps)) for maps in parts]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Features]) -> Features:
+        """The features of several batches of images of one size, one after the other."""
+        maps = tuple(torch.cat(some) for some in zip(*(part.maps for part in parts), strict=True))
+        return replace(parts[0], maps=maps)
 
 
 class Segmenter(nn.Module):
@@ -41,38 +76,41 @@ class Segmenter(nn.Module):
         """Number of classes k."""
         return self.decoder.classifier.out_channels
 
-    def forward(
-        self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None, *, coarse: bool = False
-    ) -> Float[Tensor, "b k _ _"]:
-        """Return logits (b, k, H, W) of normalised images (b, 3, H, W) of any size.
+    def forward(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k H W"]:
+        """Inference: logits (b, k, H, W) of normalised images (b, 3, H, W) of any size."""
+        return self.logits(image).full()
+
+    def logits(self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None) -> Logits:
+        """Encode, pass the bottleneck, decode: for losses and labels that need not hold the logits of every pixel.
 
         Args:
             image: in training with a ``guide``, the labelled images come first.
             guide: what the bottleneck needs in training; None is inference.
-            coarse: return what the decoder gives, (b, k, h, w), instead of enlarging it to the image.
         """
-        *features, last = self.encoder(image)
-        if self.bottleneck is not None:
-            last = self.bottleneck(last, guide)
-        logits: Tensor = self.decoder([*features, last])
-        return logits if coarse else self.sized(logits, image).full()
+        return self.decode(self.apply_bottleneck(self.encode(image), guide))
 
-    def logits(self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None) -> Logits:
-        """The same as calling the network, for losses and labels that need not hold the logits of every pixel."""
-        return self.sized(self(image, guide, coarse=True), image)
-
-    def sized(self, coarse: Float[Tensor, "b k _ _"], image: Float[Tensor, "b 3 H W"]) -> Logits:
-        """What the decoder gave for these images, with the size that it is meant for."""
+    def encode(self, image: Float[Tensor, "b 3 H W"]) -> Features:
+        """The encoder's feature maps of normalised images."""
         size = (image.shape[2], image.shape[3])
-        return Logits(coarse, self.encoder.padded_size(size), size)
+        return Features(tuple(self.encoder(image)), self.encoder.padded_size(size), size)
+
+    def apply_bottleneck(self, features: Features, guide: Guide | None = None) -> Features:
+        """Pass the last map through the bottleneck; the same features where there is none. ``guide`` as above."""
+        if self.bottleneck is None:
+            return features
+        *maps, last = features.maps
+        return replace(features, maps=(*maps, self.bottleneck(last, guide)))
+
+    def decode(self, features: Features) -> Logits:
+        """Logits of features."""
+        return Logits(self.decoder(features.maps), features.padded, features.size)
 
     def compile_parts(self) -> None:
         """Let torch.compile take encoder and decoder; the bottleneck has kernels of its own."""
-        training = self.encoder.training
         first = next(self.encoder.parameters())
-        with torch.no_grad():  # transformers hangs hooks into itself in the first pass, which cannot be compiled
-            self.encoder.eval()(first.new_zeros(1, 3, 64, 64))
-        self.encoder.train(training)
+        with torch.no_grad(), evaluating(self.encoder):
+            # transformers hangs hooks into itself in the first pass, which cannot be compiled
+            self.encoder(first.new_zeros(1, 3, 64, 64))
         self.encoder.compile()
         self.decoder.compile()
 
@@ -94,33 +132,37 @@ class Segmenter(nn.Module):
         return cls(encoder, decoder, bottleneck)
 
 
-def build_segmenter(config: Config, num_classes: int, load_weights: bool = True) -> Segmenter:
-    """Build the network that a configuration names.
+def build_segmenter(
+    config: ModelConfig, num_classes: int, crop: tuple[int, int], *, load_weights: bool = True
+) -> Segmenter:
+    """Build the network that a configuration names, in training mode.
 
     Args:
-        config: ``model``, ``method`` and ``data.crop`` are read.
+        config: the network.
         num_classes: k.
+        crop: height and width of training crops, whose token grid the bottleneck's memory has [pixels].
         load_weights: False leaves out the encoder's pretrained weights, for a checkpoint that follows.
 
     Raises:
         ConfigError: the configuration does not fit the encoder.
         CheckpointError: the encoder's weights cannot be had.
     """
-    model = config.model
-    encoder = build_encoder(model, load_weights)
-    decoder = _build_decoder(model, encoder, num_classes)
+    encoder = build_encoder(config, load_weights)
+    decoder = _build_decoder(config, encoder, num_classes)
     bottleneck = None  # drawn last, so that one seed gives all methods the same encoder and decoder
-    if config.method.name == "allspark":
+    if config.bottleneck == "allspark":
         bottleneck = AllSparkBottleneck(
             encoder.channels[-1],
             num_classes,
-            encoder.grid(config.data.crop),
-            model.bottleneck_heads,
-            model.bottleneck_dropout,
-            memory=config.method.memory,
-            grouping=config.method.grouping,
+            encoder.grid(crop),
+            config.bottleneck_heads,
+            config.bottleneck_dropout,
+            memory=config.bottleneck_memory,
+            grouping=config.bottleneck_grouping,
+            warmup_epochs=config.bottleneck_warmup_epochs,
         )
-    return Segmenter(encoder, decoder, bottleneck)
+    # transformers gives loaded weights in eval mode, in which nothing would be dropped in training
+    return Segmenter(encoder, decoder, bottleneck).train()
 
 
 def _build_decoder(model: ModelConfig, encoder: Encoder, num_classes: int) -> SegformerHead | DeepLabV3Plus:

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
-from allspark.runtime.collectives import part
+from allspark.runtime.agreement import leave_group
 
 
 def start_processes(config: Config) -> Accelerator:
@@ -33,8 +33,8 @@ def start_processes(config: Config) -> Accelerator:
         warnings.filterwarnings("ignore", message=harmless)  # of data parallelism
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    atexit.unregister(part)
-    atexit.register(part)  # for programs other than the command line
+    atexit.unregister(leave_group)
+    atexit.register(leave_group)  # for programs other than the command line
     accelerator = Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,

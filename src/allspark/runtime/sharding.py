@@ -16,12 +16,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from allspark.models.segmenter import Segmenter
-from allspark.runtime.collectives import processes
+from allspark.runtime.collectives import world_size
 
 
 def shard(segmenter: Segmenter, device: torch.device) -> None:
     """Divide a network's weights among all processes, in place; block by block in the encoder, the rest as one."""
-    mesh = init_device_mesh(device.type, (processes(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     lists = [module for module in segmenter.encoder.modules() if isinstance(module, nn.ModuleList)]
     for blocks in lists:
         for block in blocks:

@@ -1,0 +1,132 @@
+"""The settings of each method, told apart by ``name``. Torch-free: the methods themselves are in allspark.methods.
+
+A configuration holds the settings of one method, and no other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from allspark.config.fields import Count, Probability, Section
+from allspark.config.plugins import load_entry_points
+from allspark.errors import ConfigError
+
+
+class MethodConfig(Section):
+    """What all methods have in common. A method's own settings are a subclass, whose ``name`` is a ``Literal``.
+
+    Attributes:
+        joint: its training pass holds labelled and unlabelled images, labelled ones first, with a guide: it can use
+            ``model.bottleneck=allspark``.
+        bottleneck: ``model.bottleneck`` where that is null.
+    """
+
+    joint: ClassVar[bool] = False
+    bottleneck: ClassVar[str] = "none"
+
+    name: str = Field(description="the training method")
+    labeled_loss: Literal["cross-entropy", "ohem"] = Field(
+        "cross-entropy", description="loss of labelled images: cross-entropy, or ohem (hard pixels only)"
+    )
+    ohem_threshold: Probability = Field(0.7, description="ohem: a pixel is hard up to this probability of its class")
+    ohem_min_kept: Count = Field(
+        200_000, description="ohem: at least so many pixels of a micro-batch, of all processes, count [pixels]"
+    )
+
+
+class Supervised(MethodConfig):
+    """Labelled images alone."""
+
+    name: Literal["supervised"] = Field("supervised", description="the training method")
+
+
+class PseudoLabel(MethodConfig):
+    """The network's own hard predictions are the labels of the unlabelled images."""
+
+    joint: ClassVar[bool] = True
+
+    name: Literal["pseudo-label"] = Field("pseudo-label", description="the training method")
+
+
+class AllSpark(MethodConfig):
+    """Pseudo-labels, and the bottleneck that rebuilds labelled features from unlabelled ones (model.bottleneck_*)."""
+
+    joint: ClassVar[bool] = True
+    bottleneck: ClassVar[str] = "allspark"
+
+    name: Literal["allspark"] = Field("allspark", description="the training method")
+
+
+class FixMatch(MethodConfig):
+    """A teacher's confident labels of weak views supervise a strong view with CutMix."""
+
+    joint: ClassVar[bool] = True
+
+    name: Literal["fixmatch"] = Field("fixmatch", description="the training method")
+    confidence: Probability = Field(0.95, description="pseudo-labels below this probability do not count")
+    cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted")
+    ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
+
+
+class UniMatch(MethodConfig):
+    """FixMatch without a teacher, with two strong views and a stream of dropped features."""
+
+    joint: ClassVar[bool] = True
+
+    name: Literal["unimatch"] = Field("unimatch", description="the training method")
+    confidence: Probability = Field(0.95, description="pseudo-labels below this probability do not count")
+    cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted, for each view")
+    partner: Literal["draw", "reversed"] = Field(
+        "draw", description="the other image: a second draw from all, or the batch in reverse order"
+    )
+    feature_dropout: Probability = Field(0.5, description="share of the channels that the feature stream drops")
+
+
+class CPS(MethodConfig):
+    """Two networks, each trained on the other's hard predictions."""
+
+    name: Literal["cps"] = Field("cps", description="the training method")
+    cutmix: bool = Field(
+        True, description="learn from mixes of two unlabelled images; false: from all images as they are"
+    )
+    cross_weight: float = Field(
+        1.0, ge=0, description="weight of the cross loss; published: VOC 1 (without CutMix 1.5), Cityscapes 5 (6)"
+    )
+
+
+METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
+    "supervised": Supervised,
+    "pseudo-label": PseudoLabel,
+    "allspark": AllSpark,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "cps": CPS,
+}
+"""Settings by the name of their method."""
+
+
+def method_config(name: str) -> type[MethodConfig]:
+    """The settings of a method, built in, of a plug-in that was loaded, or of an installed one.
+
+    Raises:
+        ConfigError: there is no such method; the nearest one is named.
+    """
+    if name not in METHOD_CONFIGS:
+        load_entry_points()
+    if name not in METHOD_CONFIGS:
+        near = get_close_matches(name.lower(), METHOD_CONFIGS, 1, 0.5)
+        raise ConfigError(
+            f"method.name: no method {name!r}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"there are {', '.join(METHOD_CONFIGS)}; one of your own comes with --plugin FILE"
+        )
+    return METHOD_CONFIGS[name]
+
+
+def joint_methods() -> Iterator[str]:
+    """Names of the methods that can use ``model.bottleneck=allspark``."""
+    return (name for name, settings in METHOD_CONFIGS.items() if settings.joint)

@@ -1,0 +1,47 @@
+"""What follows from a configuration that leaves something open. Torch-free."""
+
+from __future__ import annotations
+
+from allspark.config.methods import joint_methods
+from allspark.config.schema import Config, DataConfig, ModelConfig, OptimConfig
+from allspark.errors import ConfigError
+
+
+def network_config(config: Config) -> ModelConfig:
+    """The network, with ``model.bottleneck`` written out: as asked for, else as the method has it.
+
+    Raises:
+        ConfigError: the method cannot use the bottleneck that is asked for.
+    """
+    method, wanted = config.method, config.model.bottleneck
+    bottleneck = method.bottleneck if wanted is None else wanted
+    if bottleneck == "allspark" and not method.joint:
+        raise ConfigError(
+            f"model.bottleneck: allspark needs labelled and unlabelled images in one pass, which method {method.name} does "
+            f"not have; set it to none, or method.name to one of {', '.join(joint_methods())}"
+        )
+    if bottleneck != method.bottleneck == "allspark":
+        raise ConfigError(
+            f"model.bottleneck: method {method.name} is its bottleneck; leave it null, or set method.name=pseudo-label, "
+            "which is the same without"
+        )
+    return config.model.model_copy(update={"bottleneck": bottleneck})
+
+
+def images_per_update(data: DataConfig, accumulate: int, world: int, *, unlabeled: bool = True) -> int:
+    """Crops of one weight update, of all micro-batches and processes.
+
+    Args:
+        data: batch sizes.
+        accumulate: micro-batches an update.
+        world: number of processes.
+        unlabeled: whether unlabelled crops are counted.
+    """
+    return (data.batch_labeled + data.batch_unlabeled * unlabeled) * accumulate * world
+
+
+def scaled_lr(optim: OptimConfig, images: int) -> OptimConfig:
+    """The learning rate for an update of so many images, and that number as the one it is meant for."""
+    if optim.lr_batch in (None, images):
+        return optim
+    return optim.model_copy(update={"lr": optim.lr * images / optim.lr_batch, "lr_batch": images})

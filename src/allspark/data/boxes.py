@@ -1,0 +1,75 @@
+"""CutMix boxes as they are published: which part of a view is pasted from another image.
+
+Each way draws (r, 4) boxes: top, left, bottom, right [pixels], the latter two exclusive. Where several boxes overlap,
+a pixel is pasted if an odd number of them holds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_EMPTY = np.zeros((1, 4), np.int64)
+
+
+@dataclass(frozen=True)
+class UniMatchBoxes:
+    """One box with some probability (Yang et al., UniMatch, CVPR 2023).
+
+    The area is uniform, and so is the ratio of height to width (not its logarithm: tall boxes prevail). Boxes that
+    leave the crop are drawn anew.
+
+    Attributes:
+        probability: that there is a box at all.
+        area: smallest and largest share of the crop.
+        ratio: smallest and largest height / width.
+    """
+
+    probability: float = 0.5
+    area: tuple[float, float] = (0.02, 0.4)
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return (1, 4), an empty box where there is none."""
+        height, width = crop
+        if rng.random() > self.probability:
+            return _EMPTY
+        while True:
+            area = rng.uniform(*self.area) * height * width
+            ratio = rng.uniform(*self.ratio)
+            w, h = int(math.sqrt(area / ratio)), int(math.sqrt(area * ratio))
+            top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+            if top + h <= height and left + w <= width:
+                return np.array([[top, left, top + h, left + w]], np.int64)
+
+
+@dataclass(frozen=True)
+class FrenchBoxes:
+    """Boxes of a given area and log-uniform proportions (French et al., BMVC 2020); three of them in CPS.
+
+    Attributes:
+        count: boxes a view; both sides of each are smaller by the square root of it.
+        area: smallest and largest share of the crop, before that.
+    """
+
+    count: int = 1
+    area: tuple[float, float] = (0.5, 0.5)
+
+    def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return (count, 4)."""
+        return french_boxes(1, self.count, self.area, crop, rng)[0]
+
+
+def french_boxes(
+    views: int, count: int, area: tuple[float, float], crop: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw (views, count, 4) boxes, see :class:`FrenchBoxes`; in the order of the published code."""
+    shape = (views, count)
+    share = rng.uniform(*area, size=shape)
+    tall = np.exp(rng.uniform(0, 1, size=shape) * np.log(share))
+    sides = np.round(np.stack([tall, share / tall], 2) * math.sqrt(1 / count) * np.array(crop))
+    corner = np.round((np.array(crop) - sides) * rng.uniform(0, 1, size=sides.shape))
+    return np.concatenate([corner, corner + sides], 2).astype(np.int64)

@@ -1,0 +1,89 @@
+"""FixMatch (Sohn et al., NeurIPS 2020) for segmentation, as in UniMatch V2's repository (Yang et al., TPAMI 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, Views
+from allspark.config import methods as config
+from allspark.data.boxes import UniMatchBoxes
+from allspark.kernels.logits import Logits
+from allspark.methods.base import Method, class_pixels
+from allspark.methods.losses import masked_cross_entropy
+from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
+from allspark.methods.teacher import Teacher
+from allspark.models.segmenter import Segmenter
+
+
+class FixMatch(Method):
+    """The teacher labels weak views; where it is sure, the student has to say the same of a strong view with CutMix.
+
+    The partner of an image is the one at its place in the reversed micro-batch of the process. The loss is a mean over
+    all pixels that are no padding, confident or not. With a bottleneck the teacher's scores guide it.
+    """
+
+    settings = config.FixMatch
+
+    def __init__(self, settings: config.FixMatch, build: Callable[[], Segmenter]) -> None:
+        super().__init__(settings, build)
+        self.views = Views(labeled="weak", strong=1, boxes=UniMatchBoxes(settings.cutmix))
+        self.confidence = settings.confidence
+        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
+
+    def begin(self) -> None:
+        """The teacher starts as the student."""
+        self.teacher.begin(self.segmenter)
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step: label weak views, mix strong ones, learn from labelled and mixed images in one pass."""
+        labeled, unlabeled = batch.labeled, batch.unlabeled
+        assert labeled is not None
+        assert unlabeled is not None
+        assert unlabeled.strong is not None
+        where = self._boxes(batch)  # (u, H, W)
+        scores = self.teacher.logits(unlabeled.weak)
+        confidence, labels = (mix(x, x.flip(0), where) for x in scores.best())
+        valid = self._valid(batch)
+        image = mix(unlabeled.strong[0], unlabeled.strong[0].flip(0), where)
+
+        guide = None
+        if self.segmenter.bottleneck is not None:
+            reverse = Logits(scores.coarse.flip(0), scores.padded, scores.size)
+            guide = self.guide(mix_logits(scores, reverse, where), len(labeled.image), progress)
+        logits = self.segmenter.logits(torch.cat([labeled.image, image]), guide)
+        logits_l, logits_u = logits.split([len(labeled.image), len(image)])
+
+        sure = confidence >= self.confidence
+        terms = {
+            "labeled": 0.5 * self.labeled_loss(logits_l, labeled.mask),
+            "unlabeled": 0.5 * masked_cross_entropy(logits_u, labels, sure, valid),
+        }
+        kept = labels.where(sure & valid, IGNORE)
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=kept)
+        return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+
+    def after_step(self, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.follow(self.segmenter, progress)
+
+    @property
+    def deployed(self) -> Segmenter:
+        """The teacher."""
+        return self.teacher.network
+
+    def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """Padding is mixed as the images are."""
+        return super().counts(batch) | {"unlabeled": self._valid(batch).sum()}
+
+    def _boxes(self, batch: TrainBatch) -> Tensor:
+        assert batch.unlabeled is not None
+        assert batch.unlabeled.boxes is not None
+        return box_masks(batch.unlabeled.boxes[0], batch.unlabeled.weak.shape[2:])
+
+    def _valid(self, batch: TrainBatch) -> Tensor:
+        assert batch.unlabeled is not None
+        valid = valid_pixels(batch.unlabeled)
+        return mix(valid, valid.flip(0), self._boxes(batch))

@@ -1,0 +1,66 @@
+"""CutMix: boxes of one image pasted into another, the same for images, labels, confidences and scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from allspark.batch import UnlabeledBatch
+from allspark.kernels.logits import Logits
+
+
+def box_masks(boxes: Int[Tensor, "b r 4"], size: tuple[int, int]) -> Bool[Tensor, "b H W"]:
+    """Where the boxes are: pixels that an odd number of an image's r boxes holds.
+
+    Args:
+        boxes: top, left, bottom, right [pixels]; bottom and right are exclusive.
+        size: height and width [pixels].
+    """
+    rows = torch.arange(size[0], device=boxes.device)[:, None]
+    columns = torch.arange(size[1], device=boxes.device)
+    top, left, bottom, right = boxes[..., None, None].unbind(2)  # (b, r, 1, 1) each
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    return inside.sum(1) % 2 == 1
+
+
+def mix(
+    own: Shaped[Tensor, b * rest], other: Shaped[Tensor, b * rest], where: Bool[Tensor, "b H W"]
+) -> Shaped[Tensor, b * rest]:
+    """``other`` inside the boxes, ``own`` outside.
+
+    Args:
+        own: (b, H, W) or (b, c, H, W).
+        other: like ``own``.
+        where: (b, H, W), what is pasted.
+    """
+    return torch.where(where if own.dim() == where.dim() else where[:, None], other, own)
+
+
+def mix_logits(own: Logits, other: Logits, where: Bool[Tensor, "b H W"]) -> Logits:
+    """The same for logits, on the decoder's grid: each of its cells is the one's or the other's, as its middle is."""
+    rows, columns = (
+        ((torch.arange(n, device=where.device) + 0.5) * (padded / n)).long().clamp(max=size - 1)
+        for n, padded, size in zip(own.coarse.shape[2:], own.padded, own.size, strict=True)
+    )
+    return replace(own, coarse=mix(own.coarse, other.coarse, where[:, rows[:, None], columns]))
+
+
+def valid_pixels(batch: UnlabeledBatch) -> Bool[Tensor, "u H W"]:
+    """(u, H, W), False where a crop was padded."""
+    if batch.valid is not None:
+        return batch.valid
+    return torch.ones(batch.weak[:, 0].shape, dtype=torch.bool, device=batch.weak.device)
+
+
+def reversed_batch(batch: UnlabeledBatch) -> UnlabeledBatch:
+    """The images in reverse order, each the partner of another (of an odd number the middle one of itself)."""
+    return UnlabeledBatch(
+        batch.weak.flip(0),
+        None if batch.valid is None else batch.valid.flip(0),
+        batch.ids[::-1],
+        None if batch.strong is None else batch.strong.flip(1),
+        None if batch.boxes is None else batch.boxes.flip(1),
+    )

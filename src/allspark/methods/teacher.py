@@ -1,0 +1,63 @@
+"""A teacher: a moving average of the network that trains (Tarvainen and Valpola, NeurIPS 2017)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from typing_extensions import Self
+
+from allspark.batch import Progress
+from allspark.kernels.logits import Logits
+from allspark.models.segmenter import Segmenter
+
+
+class Teacher(nn.Module):
+    """A copy of a network that follows its weights. It has no gradient, is always in eval mode, and is saved.
+
+    Args:
+        student: the network that trains.
+        decay: m of ``teacher = m * teacher + (1 - m) * student`` after each update; in the beginning
+            1 - 1 / (step + 1), where that is smaller, so that the first update copies.
+        buffers: what happens to floating-point buffers (statistics of batch norm): ``copy`` or ``average``. Whole
+            numbers are always copied.
+    """
+
+    def __init__(self, student: Segmenter, decay: float, buffers: Literal["copy", "average"] = "copy") -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        self.decay = decay
+        self.buffers = buffers
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def begin(self, student: Segmenter) -> None:
+        """Take the student's weights, whatever they became after this was made."""
+        self.network.load_state_dict(student.state_dict())
+
+    @torch.no_grad()
+    def follow(self, student: Segmenter, progress: Progress) -> None:
+        """Follow a weight update of the student."""
+        decay = min(1 - 1 / (progress.step + 1), self.decay)
+        average = get_ema_multi_avg_fn(decay)
+        own, theirs = list(self.network.parameters()), list(student.parameters())
+        for mine, new in zip(self.network.buffers(), student.buffers(), strict=True):
+            if self.buffers == "average" and mine.is_floating_point():
+                own.append(mine)  # type: ignore[arg-type]
+                theirs.append(new)  # type: ignore[arg-type]
+            else:
+                mine.copy_(new)
+        average(own, theirs, 0)
+
+    def logits(self, image: Float[Tensor, "b 3 H W"]) -> Logits:
+        """What the teacher says of images: eval mode, no gradient."""
+        with torch.no_grad():
+            logits = self.network.logits(image)
+        torch.clear_autocast_cache()  # see methods.base.eval_logits
+        return logits

@@ -1,0 +1,88 @@
+"""UniMatch (Yang et al., CVPR 2023): one weak view supervises two strong views and a stream of dropped features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.config import methods as config
+from allspark.data.boxes import UniMatchBoxes
+from allspark.methods.base import Method, class_pixels, eval_logits
+from allspark.methods.losses import masked_cross_entropy
+from allspark.methods.mixing import box_masks, mix, reversed_batch, valid_pixels
+from allspark.models.segmenter import Features, Segmenter
+
+
+class UniMatch(Method):
+    """The network labels weak views in train mode, and learns to say the same of what is made of them.
+
+    Where a box of another image is pasted, the label comes from an eval-mode pass over that one. Published, it is
+    another random view of the same image, since one loader is read twice (issue 51 of the authors' repository); here
+    ``partner`` is a draw of its own, or the reversed batch. Losses are means over all pixels that are no padding. With a
+    bottleneck, labelled and weak images pass it together; the strong views, unlabelled only, as in inference.
+    """
+
+    settings = config.UniMatch
+
+    def __init__(self, settings: config.UniMatch, build: Callable[[], Segmenter]) -> None:
+        super().__init__(settings, build)
+        drawn = settings.partner == "draw"
+        self.views = Views(labeled="weak", strong=2, boxes=UniMatchBoxes(settings.cutmix), partner=drawn)
+        self.confidence = settings.confidence
+        self.feature_dropout = settings.feature_dropout
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step: label the partners, learn from labelled and weak images, then from mixed strong views."""
+        labeled, unlabeled, partner = batch.labeled, *self._pair(batch)
+        assert labeled is not None
+        assert unlabeled.strong is not None
+        assert partner.strong is not None
+        sizes = [len(labeled.image), len(unlabeled.weak)]
+        partner_confidence, partner_labels = eval_logits(self.segmenter, partner.weak).best()
+
+        guide = None
+        if self.segmenter.bottleneck is not None:
+            guide = self.guide(eval_logits(self.segmenter, unlabeled.weak), sizes[0], progress)
+        features = self.segmenter.encode(torch.cat([labeled.image, unlabeled.weak]))
+        features = self.segmenter.apply_bottleneck(features, guide)
+        dropped = features.map(lambda x: F.dropout2d(x, self.feature_dropout))
+        # Labelled images are dropped and decoded too, and thrown away: batch norm sees them.
+        logits_l, logits_w, _, logits_f = self.segmenter.decode(Features.cat([features, dropped])).split(2 * sizes)
+        confidence, labels = logits_w.best()  # without gradient
+
+        boxes = self._boxes(unlabeled)
+        images = [mix(*views, box) for *views, box in zip(unlabeled.strong, partner.strong, boxes, strict=True)]
+        logits_s = self.segmenter.logits(torch.cat(images)).split(2 * sizes[1:])
+
+        sure, valid = confidence >= self.confidence, valid_pixels(unlabeled)
+        feature = masked_cross_entropy(logits_f, labels, sure, valid)
+        terms = {"labeled": 0.5 * self.labeled_loss(logits_l, labeled.mask), "feature": 0.25 * feature}
+        for number, (logits, box) in enumerate(zip(logits_s, boxes, strict=True), 1):
+            target, keep = mix(labels, partner_labels, box), mix(sure, partner_confidence >= self.confidence, box)
+            over = mix(valid, valid_pixels(partner), box)
+            terms[f"strong{number}"] = 0.125 * masked_cross_entropy(logits, target, keep, over)
+        kept = labels.where(sure & valid, IGNORE)
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=kept)
+        return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+
+    def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """Padding is mixed as the images are."""
+        unlabeled, partner = self._pair(batch)
+        own, other = valid_pixels(unlabeled), valid_pixels(partner)
+        known = super().counts(batch)
+        known["feature"] = known.pop("unlabeled")
+        strong = {f"strong{i}": mix(own, other, box).sum() for i, box in enumerate(self._boxes(unlabeled), 1)}
+        return known | strong
+
+    def _pair(self, batch: TrainBatch) -> tuple[UnlabeledBatch, UnlabeledBatch]:
+        assert batch.unlabeled is not None
+        return batch.unlabeled, reversed_batch(batch.unlabeled) if batch.partner is None else batch.partner
+
+    def _boxes(self, unlabeled: UnlabeledBatch) -> list[Tensor]:
+        """(u, H, W) for each strong view."""
+        assert unlabeled.boxes is not None
+        return [box_masks(boxes, unlabeled.weak.shape[2:]) for boxes in unlabeled.boxes]
