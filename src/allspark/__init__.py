@@ -6,75 +6,213 @@ The public API. Everything is imported when it is first used, so that ``import a
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from allspark.runtime.version import VERSION
+
 if TYPE_CHECKING:
-    from allspark.batch import Guide
+    from allspark.batch import IGNORE, LabeledBatch, Progress, StepOutput, Term, TrainBatch, UnlabeledBatch, Views
+    from allspark.config.fields import Probability
     from allspark.config.files import apply_overrides, describe, load_config, load_recipe, save_config
-    from allspark.config.schema import Config
-    from allspark.data.sets import SOURCES, open_source
+    from allspark.config.methods import MethodConfig
+    from allspark.config.plugins import load_plugin
+    from allspark.config.schema import Config, ModelConfig
+    from allspark.data.boxes import FrenchBoxes, UniMatchBoxes
+    from allspark.data.check import check
+    from allspark.data.sets import DATA_SETS, DataSet, add_data_set, open_source
     from allspark.data.source import Sample, Source
-    from allspark.engine.checkpoint import Run, open_run
+    from allspark.data.splits import make_split
+    from allspark.engine.bar import Bar
+    from allspark.engine.run import Run, open_run
+    from allspark.engine.sinks import Sink, read_log
     from allspark.engine.train import train
     from allspark.errors import CheckpointError, ConfigError, DataError, UserError
     from allspark.inference.evaluate import evaluate
     from allspark.inference.metrics import ConfusionMatrix
     from allspark.inference.predictor import Prediction, Predictor
-    from allspark.methods import METHODS, build_method
-    from allspark.methods.base import Method
-    from allspark.models.allspark import AllSparkBottleneck
-    from allspark.models.segmenter import Segmenter, build_segmenter
+    from allspark.kernels.logits import Logits
+    from allspark.methods import METHODS, add_method, build_method
+    from allspark.methods.base import Method, class_pixels, eval_logits, hard_labels
+    from allspark.methods.losses import cross_entropy, masked_cross_entropy, ohem_cross_entropy
+    from allspark.methods.mixing import box_masks, mix, mix_logits, reversed_batch, valid_pixels
+    from allspark.methods.teacher import Teacher
+    from allspark.models.allspark import AllSparkBottleneck, Guide
+    from allspark.models.encoders import Encoder, add_encoder
+    from allspark.models.segmenter import Features, Segmenter, build_segmenter
     from allspark.recipes import RECIPES
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
+    "DATA_SETS",
+    "IGNORE",
     "METHODS",
     "RECIPES",
-    "SOURCES",
     "AllSparkBottleneck",
+    "Bar",
     "CheckpointError",
     "Config",
     "ConfigError",
     "ConfusionMatrix",
     "DataError",
+    "DataSet",
+    "Encoder",
+    "Features",
+    "FrenchBoxes",
     "Guide",
+    "LabeledBatch",
+    "Logits",
     "Method",
+    "MethodConfig",
+    "ModelConfig",
     "Prediction",
     "Predictor",
+    "Probability",
+    "Progress",
     "Run",
     "Sample",
     "Segmenter",
+    "Sink",
     "Source",
+    "StepOutput",
+    "Teacher",
+    "Term",
+    "TrainBatch",
+    "UniMatchBoxes",
+    "UnlabeledBatch",
     "UserError",
+    "Views",
+    "add_data_set",
+    "add_encoder",
+    "add_method",
     "apply_overrides",
+    "box_masks",
     "build_method",
     "build_segmenter",
+    "check",
+    "class_pixels",
+    "cross_entropy",
     "describe",
+    "eval_logits",
     "evaluate",
+    "hard_labels",
     "load_config",
+    "load_plugin",
     "load_recipe",
+    "make_split",
+    "masked_cross_entropy",
+    "mix",
+    "mix_logits",
+    "ohem_cross_entropy",
     "open_run",
     "open_source",
+    "read_log",
+    "reversed_batch",
     "save_config",
     "train",
+    "valid_pixels",
 ]
 
 _HOME = {
-    "config.schema": ("Config",),
-    "data.sets": ("SOURCES", "open_source"),
-    "data.source": ("Sample", "Source"),
-    "engine.checkpoint": ("Run", "open_run"),
-    "inference.evaluate": ("evaluate",),
+    "batch": (
+        "IGNORE",
+        "LabeledBatch",
+        "Progress",
+        "StepOutput",
+        "Term",
+        "TrainBatch",
+        "UnlabeledBatch",
+        "Views",
+    ),
+    "config.fields": ("Probability",),
+    "config.files": (
+        "apply_overrides",
+        "describe",
+        "load_config",
+        "load_recipe",
+        "save_config",
+    ),
+    "config.methods": ("MethodConfig",),
+    "config.plugins": ("load_plugin",),
+    "config.schema": (
+        "Config",
+        "ModelConfig",
+    ),
+    "data.boxes": (
+        "FrenchBoxes",
+        "UniMatchBoxes",
+    ),
+    "data.check": ("check",),
+    "data.sets": (
+        "DATA_SETS",
+        "DataSet",
+        "add_data_set",
+        "open_source",
+    ),
+    "data.source": (
+        "Sample",
+        "Source",
+    ),
+    "data.splits": ("make_split",),
+    "engine.bar": ("Bar",),
+    "engine.run": (
+        "Run",
+        "open_run",
+    ),
+    "engine.sinks": (
+        "Sink",
+        "read_log",
+    ),
     "engine.train": ("train",),
-    "errors": ("CheckpointError", "ConfigError", "DataError", "UserError"),
-    "inference.predictor": ("Prediction", "Predictor"),
-    "methods": ("METHODS", "build_method"),
-    "methods.base": ("Method",),
+    "errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "UserError",
+    ),
+    "inference.evaluate": ("evaluate",),
     "inference.metrics": ("ConfusionMatrix",),
-    "models.allspark": ("AllSparkBottleneck",),
-    "models.segmenter": ("Segmenter", "build_segmenter"),
+    "inference.predictor": (
+        "Prediction",
+        "Predictor",
+    ),
+    "kernels.logits": ("Logits",),
+    "methods": (
+        "METHODS",
+        "add_method",
+        "build_method",
+    ),
+    "methods.base": (
+        "Method",
+        "class_pixels",
+        "eval_logits",
+        "hard_labels",
+    ),
+    "methods.losses": (
+        "cross_entropy",
+        "masked_cross_entropy",
+        "ohem_cross_entropy",
+    ),
+    "methods.mixing": (
+        "box_masks",
+        "mix",
+        "mix_logits",
+        "reversed_batch",
+        "valid_pixels",
+    ),
+    "methods.teacher": ("Teacher",),
+    "models.allspark": (
+        "AllSparkBottleneck",
+        "Guide",
+    ),
+    "models.encoders": (
+        "Encoder",
+        "add_encoder",
+    ),
+    "models.segmenter": (
+        "Features",
+        "Segmenter",
+        "build_segmenter",
+    ),
     "recipes": ("RECIPES",),
-    "config.files": ("apply_overrides", "describe", "load_config", "load_recipe", "save_config"),
-    "batch": ("Guide",),
 }
 
 

@@ -17,13 +17,13 @@ def network_config(config: Config) -> ModelConfig:
     bottleneck = method.bottleneck if wanted is None else wanted
     if bottleneck == "allspark" and not method.joint:
         raise ConfigError(
-            f"model.bottleneck: allspark needs labelled and unlabelled images in one pass, which method {method.name} does "
-            f"not have; set it to none, or method.name to one of {', '.join(joint_methods())}"
+            f"model.bottleneck: allspark needs labelled and unlabelled images in one pass, which method {method.name} "
+            f"does not have; set it to none, or method.name to one of {', '.join(joint_methods())}"
         )
     if bottleneck != method.bottleneck == "allspark":
         raise ConfigError(
-            f"model.bottleneck: method {method.name} is its bottleneck; leave it null, or set method.name=pseudo-label, "
-            "which is the same without"
+            f"model.bottleneck: method {method.name} is its bottleneck; leave it null, or set "
+            "method.name=pseudo-label, which is the same without"
         )
     return config.model.model_copy(update={"bottleneck": bottleneck})
 

@@ -72,4 +72,5 @@ def french_boxes(
     tall = np.exp(rng.uniform(0, 1, size=shape) * np.log(share))
     sides = np.round(np.stack([tall, share / tall], 2) * math.sqrt(1 / count) * np.array(crop))
     corner = np.round((np.array(crop) - sides) * rng.uniform(0, 1, size=sides.shape))
-    return np.concatenate([corner, corner + sides], 2).astype(np.int64)
+    boxes: NDArray[np.int64] = np.concatenate([corner, corner + sides], 2).astype(np.int64)
+    return boxes

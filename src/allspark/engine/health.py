@@ -30,12 +30,12 @@ _SIDE = 128  # pixels of the longer side, at which pseudo-labels are remembered 
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at the watched images found. Shares and scores are 0 to 1.
+class Probe:
+    """What the predictions on the watched images are at one validation. Shares and scores are 0 to 1.
 
     Attributes:
         labels: predictions on the watched unlabelled images, at reduced size, as one flat uint8 vector.
-        agreement: share of them that are as at the look before; None at the first look.
+        agreement: share of them that are as at the validation before; None at the first one.
         pseudo_accuracy: share of right pixels on watched unlabelled images that happen to have a mask; None: none has.
         miou: ``labeled`` and, where masks exist, ``unlabeled``: mIoU on the watched training images.
     """
@@ -57,16 +57,16 @@ def watched(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[int(place)] for place in np.linspace(0, len(samples) - 1, min(count, len(samples))).round()]
 
 
-def look(
+def probe(
     predictor: Predictor, source: Source, count: int, before: NDArray[np.uint8] | None, *, max_pixels: int
-) -> Look:
-    """Predict the watched training images, and compare with their masks and with the look before.
+) -> Probe:
+    """Predict the watched training images, and compare with their masks and with those of the validation before.
 
     Args:
         predictor: the network as it is now.
         source: the data set. Masks of unlabelled images, where they exist, are used for nothing but this.
         count: how many labelled and how many unlabelled images are watched.
-        before: ``labels`` of the look before; None: there was none.
+        before: ``labels`` of the validation before; None: there was none.
         max_pixels: largest image that is decoded [pixels].
     """
     miou, accuracy, labels = {}, None, [np.zeros(0, np.uint8)]
@@ -90,7 +90,7 @@ def look(
             accuracy = scores.pixel_accuracy if role == "unlabeled" else None
     flat = np.concatenate(labels)
     comparable = before is not None and len(before) == len(flat) > 0
-    return Look(flat, float(np.mean(before == flat)) if comparable else None, accuracy, miou)
+    return Probe(flat, float(np.mean(before == flat)) if comparable else None, accuracy, miou)
 
 
 def shares(pixels: Sequence[int]) -> NDArray[np.float64]:
@@ -119,6 +119,7 @@ def warning(
     progress: float,
     scores: tuple[float, float] | None,
     warned: Sequence[str],
+    advice: str = "",
 ) -> tuple[str | None, list[str]]:
     """Say in words what is going wrong, once for each lost class and once for each fall of the score.
 
@@ -128,6 +129,7 @@ def warning(
         progress: share of the training that is done, 0 to 1.
         scores: mIoU now and the best so far; None: no validation.
         warned: what has been warned of already.
+        advice: what helps with this method, beside what helps always.
 
     Returns:
         The warning, None if there is nothing new; and what has been warned of by now.
@@ -150,8 +152,8 @@ def warning(
     now = [*lost, *([_FALL] if fallen else [])]
     if not parts:
         return None, now
-    advice = "a lower optim.lr, a longer method.warmup_epochs, pretrained weights or more labels help"
-    return f"{'; '.join(parts)}; {advice}", now
+    remedies = ", ".join(["a lower optim.lr", *([advice] if advice else []), "pretrained weights or more labels"])
+    return f"{'; '.join(parts)}; {remedies} help", now
 
 
 _FALL = "(validation mIoU)"

@@ -7,10 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from allspark.config.files import save_config
-from allspark.config.schema import Config, DataConfig, MethodConfig, ModelConfig
+from allspark.config.methods import AllSpark
+from allspark.config.resolve import network_config
+from allspark.config.schema import Config, DataConfig, ModelConfig
 from allspark.data.sets.classes import read_classes
 from allspark.data.source import Source, default_palette
-from allspark.engine.checkpoint import checkpoint_path, describe, model_tensors, save_checkpoint
+from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
+from allspark.engine.run import description, model_tensors
 from allspark.errors import CheckpointError
 from allspark.models.encoders import MIT_PRESETS
 from allspark.models.published import mit_sizes, read_foreign
@@ -45,8 +48,10 @@ def import_published(file: Path, num_classes: int, out: Path, names: Path | None
         raise CheckpointError(f"{file}: has {segmenter.num_classes} classes, not {num_classes}; correct --classes")
     source = _source(num_classes, names)
     config = _config(state, segmenter)
-    build_segmenter(config, num_classes, load_weights=False).load_state_dict(segmenter.state_dict())
-    save_checkpoint(target, model_tensors(segmenter), describe(config, source) | {"imported_from": file.name})
+    build_segmenter(network_config(config), num_classes, config.data.crop, load_weights=False).load_state_dict(
+        segmenter.state_dict()
+    )
+    save_checkpoint(target, model_tensors(segmenter), description(config, source) | {"imported_from": file.name})
     save_config(config, out / "config.yaml")
     return config
 
@@ -70,7 +75,7 @@ def _config(state: dict[str, Tensor], segmenter: Segmenter) -> Config:
             decoder_channels=segmenter.decoder.classifier.in_channels,
             bottleneck_heads=bottleneck.labeled.num_heads,
         ),
-        method=MethodConfig(name="allspark"),
+        method=AllSpark(),
     )
 
 

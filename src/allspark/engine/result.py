@@ -12,20 +12,32 @@ from typing import Any
 import torch
 import transformers
 
-import allspark
+from allspark.config.resolve import images_per_update
+from allspark.config.schema import Config
 from allspark.data.partitions import partition_of
+from allspark.data.source import Source
+from allspark.engine.recorder import RunState
 from allspark.engine.run_folder import fingerprints
-from allspark.engine.session import Session
 from allspark.errors import DataError
-from allspark.files import atomic_write
+from allspark.runtime.version import VERSION
 
 
-def write_result(session: Session) -> None:
-    """Write RUN/result.json: scores from 0 to 1, times in seconds, memory in bytes."""
-    config, state, source = session.config, session.state, session.source
-    images = config.data.batch_labeled + config.data.batch_unlabeled * session.method.wants_unlabeled
+def result_of(
+    config: Config, source: Source, state: RunState, device: torch.device, processes: int, *, unlabeled: bool
+) -> dict[str, Any]:
+    """What RUN/result.json holds: scores from 0 to 1, times in seconds, memory in bytes.
+
+    Args:
+        config: of the run.
+        source: its data set.
+        state: where it ended.
+        device: where it computed.
+        processes: how many did.
+        unlabeled: whether the method saw unlabelled images.
+    """
+    images = images_per_update(config.data, config.optim.accumulate, processes, unlabeled=unlabeled)
     partition = partition_of(config.data.source, source)
-    result = {
+    return {
         "method": config.method.name,
         "encoder": config.model.encoder,
         "seed": config.seed,
@@ -38,26 +50,24 @@ def write_result(session: Session) -> None:
         "partition": None if partition is None else partition.name,
         "paper_miou": None if partition is None else partition.miou,
         "steps": state.step,
-        "images_seen": state.step * images * config.optim.accumulate * session.accelerator.num_processes,
+        "images_seen": state.step * images,
         "best_miou": state.best,
         "best_step": state.best_step,
         "last_miou": state.last,
         "warnings": state.warned,
         "train_seconds": state.seconds,
         "peak_memory": state.peak_memory,
-        "device": device_name(session.accelerator.device),
-        "processes": session.accelerator.num_processes,
+        "device": device_name(device),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "versions": {
-            "allspark": allspark.__version__,
+            "allspark": VERSION,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    with atomic_write(session.out / "result.json", "w") as file:
-        json.dump(result, file, indent=2)
 
 
 def read_result(run: Path) -> dict[str, Any] | None:

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from allspark.batch import TrainBatch
-from allspark.config.schema import Config
-from allspark.data.stream import train_batches
-from allspark.engine.checkpoint import checkpoint_path, kept_path, save_checkpoint
-from allspark.engine.log import RunLog
-from allspark.engine.result import peak_memory, write_result
-from allspark.engine.run_folder import claim
-from allspark.engine.session import Session, begin_record, open_session
-from allspark.engine.state import State, meta, random_states, tensors
-from allspark.engine.step import update
-from allspark.engine.ui import Silent, TrainUI
-from allspark.engine.validation import validate
+from allspark.batch import Progress, TrainBatch
+from allspark.config.resolve import images_per_update
+from allspark.config.schema import Config, TrainConfig
+from allspark.data.check import check
+from allspark.data.partitions import partition_of
+from allspark.data.sets import open_source
+from allspark.data.source import Source
+from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
+from allspark.engine.checkpoint import Checkpoint
+from allspark.engine.learner import Learner, OutOfMemoryError
+from allspark.engine.random_state import process_seed, random_states, restore_random_state
+from allspark.engine.recorder import NotFiniteError, Recorder, RunState
+from allspark.engine.resolve import Note, resolve, resolve_again
+from allspark.engine.result import peak_memory, result_of
+from allspark.engine.run import begin_with, description, load_method, model_tensors
+from allspark.engine.run_folder import RunFolder, fingerprints, require_same_images
+from allspark.engine.sinks import FileLog, Sink, Sinks, TensorBoard
+from allspark.engine.validation import Validator
 from allspark.errors import DataError, UserError
-from allspark.files import atomic_path
+from allspark.methods import build_method
+from allspark.methods.base import Method
+from allspark.models.segmenter import Segmenter
 from allspark.runtime.agreement import (
     CONTINUE,
     FAILED,
@@ -38,8 +45,8 @@ from allspark.runtime.agreement import (
     quiet_when_peers_are_gone,
     raise_in_all,
 )
-from allspark.runtime.collectives import all_reduce, world_size
-from allspark.runtime.devices import start_processes
+from allspark.runtime.devices import require_compiler, start_processes
+from allspark.runtime.sharding import full_tensor, unsharded
 from allspark.runtime.signals import Interrupted, StopRequest
 
 
@@ -53,217 +60,274 @@ class TrainResult:
     last: float | None
 
 
-def train(config: Config, out: Path, *, resume: bool = False, ui: TrainUI | None = None) -> TrainResult:
+def train(config: Config, out: Path, *, resume: bool = False, sinks: Sequence[Sink] = ()) -> TrainResult:
     """Train a method and keep config, log and checkpoints in ``out``.
 
     Args:
         config: complete configuration; ``data.root`` must be set.
         out: folder of the run, made if need be.
         resume: go on from ``out``'s last checkpoint, exactly where it stopped.
-        ui: where to report; None: nowhere.
+        sinks: where to report beside the log, for example :class:`allspark.engine.bar.Bar`.
 
     Raises:
         UserError: the input is wrong (one line), or a loss is not finite.
         Interrupted: the run was asked to stop, and has written a checkpoint.
     """
-    accelerator = start_processes(config)
+    accelerator = start_processes(config.train, config.optim.accumulate)
+    sink = Sinks([FileLog(out), TensorBoard(out), *sinks]) if accelerator.is_main_process else Sink()
     with quiet_when_peers_are_gone():
-        return _train(config, out, resume, accelerator, ui)
+        return _train(config, RunFolder(out), resume, accelerator, sink)
 
 
-def _train(config: Config, out: Path, resume: bool, accelerator: Accelerator, ui: TrainUI | None) -> TrainResult:
-    ui = ui if ui is not None and accelerator.is_main_process else Silent()
-    session = open_session(config, out, resume, accelerator, ui)
-    state = session.state
-    if state.step >= session.total:
-        ui.note(f"{out}: finished already, {state.step} of {session.total} steps")
-        return TrainResult(out, state.step, state.best, state.last)
-    with ExitStack() as claimed:
-        with fail_together():
-            if session.main:
-                claimed.enter_context(closing(claim(out)))
-                begin_record(session)
-        _run(session)
-    return TrainResult(out, state.step, state.best, state.last)
-
-
-def _run(session: Session) -> None:
-    """From where the session stands to the end, or to a request to stop."""
-    state, out = session.state, session.out
-    with StopRequest() as stop, ExitStack() as opened:
-        log = None
-        with fail_together():
-            if session.main:
-                log = opened.enter_context(RunLog(out, state.step, session.source.classes))
-        opened.enter_context(_showing(session))
-        with closing(_batches(session)) as batches:
-            exit_code = _loop(session, batches, log, stop)
-        if exit_code != CONTINUE:
-            _save_last(session)
-            count = session.accelerator.num_processes
-            again = f"allspark train --out {shlex.quote(str(out))} --resume" + (
-                f" --processes {count}" if count > 1 else ""
-            )
-            message = f"stopped after step {state.step} of {session.total}; go on with: {again}"
-            raise Interrupted(message, exit_code, quiet=not session.main)
-        with fail_together():
-            if session.main:
-                write_result(session)
-
-
-def _loop(session: Session, batches: Iterator[TrainBatch], log: RunLog | None, stop: StopRequest) -> int:
-    """Train until all steps are done or a stop is asked for; returns CONTINUE, or the exit status of the stop."""
-    state, every = session.state, session.config.train
-    while state.step < session.total:
-        with _timed(state):
-            parts, verdict = _next_parts(session, batches, stop)
-            if verdict != CONTINUE:
-                return verdict
-            update(session, parts)
-            at_end = state.step == session.total
-            epoch, rest = divmod(state.step, session.steps_per_epoch)
-            epoch_done = at_end or rest == 0
-            row_due = at_end or state.step % every.log_every == 0
-            if row_due or epoch_done:
-                _settle(session)
-        if row_due:
-            _log_means(session, log)
-        if at_end or (epoch_done and epoch % every.eval_every == 0):
-            try:
-                validate(session, log)
-            except (UserError, OSError):
-                _save_last(session)  # what is wrong with a validation image costs no training
-                raise
-        keep = every.keep_every is not None and state.step % every.keep_every == 0
-        if epoch_done or keep or state.step % every.checkpoint_every == 0:
-            _save_last(session, keep=keep)
-        session.ui.advance(state.step)
-    return CONTINUE
-
-
-def _next_parts(session: Session, batches: Iterator[TrainBatch], stop: StopRequest) -> tuple[list[TrainBatch], int]:
-    """The micro-batches of the next step; or the exit status of a stop, which any of the processes may ask for.
-
-    All parts are read, in all processes, before the step touches any state, so that the state between two steps can
-    still be saved: nothing is lost by a bad image.
-    """
-    parts: list[TrainBatch] = []
-    error = None
-    if stop.exit_code is None:
-        try:
-            parts = [next(batches) for _ in range(session.config.optim.accumulate)]
-        except DataError as caught:
-            error = caught
-    # A termination signal usually reaches all processes of a job, and the readers end at once: that is no error.
-    verdict = agree_on(stop.exit_code or (CONTINUE if error is None else FAILED))
-    if verdict == FAILED:
-        _save_last(session)
-        raise_in_all(error)
-    return parts, verdict
-
-
-def _settle(session: Session) -> None:
-    """Add the scalars of the last steps to the row of the log.
-
-    Reading from a GPU waits for it, so that is left until a number is needed, and done in one transfer.
-
-    Raises:
-        UserError: a loss is not finite. Nothing is saved before this is called, so the last checkpoint is good.
-    """
-    if not session.unread:
-        return
-    own = torch.stack([values for *_, values in session.unread])
-    _require_finite(session, own[:, 0])
-    state, table = session.state, (all_reduce(own) / world_size()).tolist()
-    for (_, _, names, _), values in zip(session.unread, table, strict=True):
-        for name, value in zip(names, values, strict=True):
-            state.sums[name] = state.sums.get(name, 0.0) + value
-        state.count += 1
-    for name, pixels in sorted(session.class_pixels.items()):
-        sums = state.class_pixels.get(name, [0] * len(pixels))
-        state.class_pixels[name] = [a + b for a, b in zip(sums, all_reduce(pixels).tolist(), strict=True)]
-    session.unread.clear()
-    session.class_pixels.clear()
-
-
-def _require_finite(session: Session, losses: Tensor) -> None:
-    """Stop all processes at the first loss, of any of them, that is not a number."""
-    error = None
-    for (step, ids, *_), loss in zip(session.unread, losses.tolist(), strict=True):
-        if not math.isfinite(loss):
-            last = checkpoint_path(session.out, "last")
-            way = f"the checkpoint {last} is good: go on with --resume" if last.is_file() else "begin again with"
-            error = UserError(
-                f"the loss is {loss} in step {step} (images {', '.join(ids)}); {way} --set optim.clip_norm=1, "
-                "or take a lower optim.lr in a new run"
-            )
-            break
-    if agree_on(CONTINUE if error is None else FAILED) == FAILED:
-        raise_in_all(error)
-
-
-def _log_means(session: Session, log: RunLog | None) -> None:
-    """Write the means since the last row."""
-    state, data = session.state, session.config.data
-    if not state.count:  # all steps were skipped
-        return
-    means = {name: total / state.count for name, total in state.sums.items() if name != "time"}
-    images = state.count * (data.batch_labeled + data.batch_unlabeled * session.method.wants_unlabeled)
-    row = {
-        "step": state.step,
-        "epoch": state.step / session.steps_per_epoch,
-        **means,
-        "lr": session.optimizer.param_groups[0]["lr"],
-        "images_per_s": images * session.accelerator.num_processes / state.sums["time"],
-        "seconds": state.seconds,
-    }
-    state.sums, state.count = {}, 0
+def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Accelerator, sink: Sink) -> TrainResult:
+    world, device = accelerator.num_processes, accelerator.device
     with fail_together():
-        if log is not None:
-            log.write(row)
-    session.ui.row(row)
-
-
-def _save_last(session: Session, *, keep: bool = False) -> None:
-    _settle(session)
-    session.state.peak_memory = max(session.state.peak_memory, peak_memory(session.accelerator.device))
-    content = tensors(session) | random_states(session)
+        if config.train.compile:
+            require_compiler(device)
+        checkpoint = folder.find_checkpoint(resume)
+        if checkpoint is None:
+            config = resolve(config, world, sink.note)
+        else:
+            config = resolve_again(config, checkpoint, folder.last, world, sink.note)
+        source = _open(config, sink.note)
+        method, state = _build(config, source, checkpoint, folder, sink.note)
+        stream = TrainStream(
+            source,
+            config.data,
+            config.views,
+            method.views,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world=world,
+        )
+    epoch = config.train.steps_per_epoch or steps_per_epoch(source, config.data, config.optim.accumulate, world)
+    total = max(1, math.ceil(config.train.epochs * epoch))
+    learner = Learner(method, config.optim, config.train, accelerator, total)
+    images = images_per_update(config.data, 1, 1, unlabeled=method.views.unlabeled)
+    recorder = Recorder(state, sink, images, epoch)
+    validator = Validator(source, config.data, config.eval, config.train.health_images, sink.note)
     with fail_together():
-        if session.main:
-            last = checkpoint_path(session.out, "last")
-            save_checkpoint(last, content, meta(session))
-            if keep:
-                with atomic_path(kept_path(session.out, session.state.step)) as path:
-                    shutil.copyfile(last, path)
+        if checkpoint is not None:
+            require_same_images(checkpoint, source, folder.last)
+            learner.load_optimizer(checkpoint, folder.last)
+            validator.load(checkpoint.tensors)
+            restore_random_state(checkpoint.tensors, device, config.seed + state.step)
+        elif not accelerator.is_main_process:  # dropout must not be the same in all processes
+            torch.manual_seed(process_seed(config.seed, accelerator.process_index))
+    result = TrainResult(folder.path, state.step, state.best, state.last)
+    if state.step >= total:
+        sink.note(f"{folder.path}: finished already, {state.step} of {total} steps")
+        return result
+    about = description(config, source) | {"images": fingerprints(source), "processes": world}
+    with ExitStack() as opened:
+        with fail_together():
+            if accelerator.is_main_process:
+                opened.enter_context(folder.claimed(config))
+                sink.note(_what_begins(config, source, folder, accelerator, f"{total} steps of {epoch} an epoch"))
+                if not source.val:
+                    sink.note("no validation images: the last checkpoint is the result")
+                opened.callback(sink.end)
+                sink.begin(state.step, total)
+        training = _Training(learner, recorder, folder, validator, config.train, accelerator, about)
+        accumulate = config.optim.accumulate
+        parts = range(state.step * accumulate, total * accumulate)
+        on_gpu = device.type == "cuda"
+        with closing(train_batches(stream, parts, workers=config.data.workers, pin_memory=on_gpu)) as batches:
+            training.run(batches, accumulate)
+        with fail_together():
+            if accelerator.is_main_process:
+                folder.write_result(result_of(config, source, state, device, world, unlabeled=method.views.unlabeled))
+    return TrainResult(folder.path, state.step, state.best, state.last)
 
 
-@contextmanager
-def _showing(session: Session) -> Iterator[None]:
-    session.ui.begin(session.state.step, session.total)
-    try:
-        yield
-    finally:
-        session.ui.end()
-
-
-@contextmanager
-def _timed(state: State) -> Iterator[None]:
-    """Count the time of training alone: no validation, no checkpoints."""
-    began = time.perf_counter()
-    yield
-    elapsed = time.perf_counter() - began
-    state.sums["time"] = state.sums.get("time", 0.0) + elapsed
-    state.seconds += elapsed
-
-
-def _batches(session: Session) -> Any:
-    return train_batches(
-        session.source,
-        session.config,
-        start_step=session.state.step,
-        total_steps=session.total,
-        want_unlabeled=session.method.wants_unlabeled,
-        rank=session.accelerator.process_index,
-        world=session.accelerator.num_processes,
-        pin_memory=session.accelerator.device.type == "cuda",
+def _open(config: Config, note: Note) -> Source:
+    """Open the data set, and stop before training on data that cannot be right."""
+    source = open_source(config.data)
+    report = check(
+        source,
+        crop=config.data.crop,
+        max_pixels=config.data.max_pixels,
+        workers=min(config.data.workers, os.cpu_count() or 1),
+        fast=True,
     )
+    errors = [finding for finding in report.findings if finding.level == "error"]
+    # A run that is told to skip unreadable images learns from the others.
+    if config.data.on_bad_image == "skip":
+        errors = [finding for finding in errors if finding.kind != "unreadable"]
+    if errors:
+        more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0].message}{more}; run `allspark check {source.root}` for all of them")
+    for line in (*source.notes, *(f.message for f in report.findings if f.level == "warning")):
+        note(f"note: {line}")
+    return source
+
+
+def _build(
+    config: Config, source: Source, checkpoint: Checkpoint | None, folder: RunFolder, note: Note
+) -> tuple[Method, RunState]:
+    """The method with the weights that it begins with, or goes on with; and where the run stands."""
+    building = config
+    if checkpoint is not None:
+        # All weights come from the checkpoint: the hub or the file that the run began with need not be at hand.
+        building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
+    torch.manual_seed(config.seed)
+    method = build_method(building, source.num_classes)
+    if checkpoint is None and config.train.begin_with is not None:
+        note(begin_with(method, config.train.begin_with))
+    state = RunState(initial=_checksum(method.networks()[0]))
+    if config.train.precision == "fp64":
+        method.double()
+    if checkpoint is None:
+        method.begin()
+    else:
+        load_method(method, checkpoint, folder.last)
+        state = RunState(**checkpoint.meta["state"])
+    return method, state
+
+
+def _checksum(network: Segmenter) -> str:
+    """Of encoder and decoder: what all methods have in common."""
+    total = 0
+    for part in (network.encoder, network.decoder):
+        for tensor in part.state_dict().values():
+            total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def _what_begins(config: Config, source: Source, folder: RunFolder, accelerator: Accelerator, length: str) -> str:
+    partition, processes = partition_of(config.data.source, source), accelerator.num_processes
+    several = f", {processes} processes" if processes > 1 else ""
+    published = f" (the published partition {partition})" if partition else ""
+    return (
+        f"{config.method.name} on {accelerator.device.type}{several}: {len(source.labeled)} labelled, "
+        f"{len(source.unlabeled)} unlabelled, {len(source.val)} validation images{published}; {length}; "
+        f"writing to {folder.path}"
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The loop: when a run learns, logs, validates, saves and stops."""
+
+    learner: Learner
+    recorder: Recorder
+    folder: RunFolder
+    validator: Validator
+    every: TrainConfig
+    accelerator: Accelerator
+    about: dict[str, Any]  # what each checkpoint says of the run
+
+    def run(self, batches: Iterator[TrainBatch], accumulate: int) -> None:
+        """From where the run stands to its end, or to a request to stop."""
+        with StopRequest() as stop:
+            status = self._loop(batches, accumulate, stop)
+        if status == CONTINUE:
+            return
+        self._save()
+        state, processes = self.recorder.state, self.accelerator.num_processes
+        again = f"allspark train --out {shlex.quote(str(self.folder.path))} --resume"
+        again += f" --processes {processes}" if processes > 1 else ""
+        message = f"stopped after step {state.step} of {self.learner.total_steps}; go on with: {again}"
+        raise Interrupted(message, status, quiet=not self.accelerator.is_main_process)
+
+    def _loop(self, batches: Iterator[TrainBatch], accumulate: int, stop: StopRequest) -> int:
+        """Train until all steps are done or a stop is asked for; returns CONTINUE, or the exit status of the stop."""
+        learner, recorder, every = self.learner, self.recorder, self.every
+        state, total, epoch_steps = recorder.state, learner.total_steps, recorder.steps_per_epoch
+        while state.step < total:
+            with recorder.timed():
+                parts, verdict = self._next_parts(batches, accumulate, stop)
+                if verdict != CONTINUE:
+                    return verdict
+                self._step(parts, Progress(state.step, epoch_steps, total))
+                at_end = state.step == total
+                epoch, rest = divmod(state.step, epoch_steps)
+                epoch_done = at_end or rest == 0
+                row_due = at_end or state.step % every.log_every == 0
+                if row_due or epoch_done:
+                    self._flush()
+            if row_due:
+                recorder.write_means(learner.lr)
+            if at_end or (epoch_done and epoch % every.eval_every == 0):
+                try:
+                    self._validate()
+                except (UserError, OSError):
+                    self._save()  # what is wrong with a validation image costs no training
+                    raise
+            keep = every.keep_every is not None and state.step % every.keep_every == 0
+            if epoch_done or keep or state.step % every.checkpoint_every == 0:
+                self._save(keep=keep)
+            recorder.sink.advance(state.step)
+        return CONTINUE
+
+    def _next_parts(
+        self, batches: Iterator[TrainBatch], accumulate: int, stop: StopRequest
+    ) -> tuple[list[TrainBatch], int]:
+        """The micro-batches of the next step; or the exit status of a stop, which any of the processes may ask for.
+
+        All parts are read, in all processes, before the step touches any state, so that the state between two steps can
+        still be saved: nothing is lost by a bad image.
+        """
+        parts: list[TrainBatch] = []
+        error = None
+        if stop.exit_code is None:
+            try:
+                parts = [next(batches) for _ in range(accumulate)]
+            except DataError as caught:
+                error = caught
+        # A termination signal usually reaches all processes of a job, and the readers end at once: that is no error.
+        verdict = agree_on(stop.exit_code or (CONTINUE if error is None else FAILED))
+        if verdict == FAILED:
+            self._save()
+            raise_in_all(error)
+        return parts, verdict
+
+    def _step(self, parts: Sequence[TrainBatch], progress: Progress) -> None:
+        for line in (line for batch in parts for line in batch.skipped):
+            self.recorder.sink.note(f"skipped: {line}")
+        try:
+            self.recorder.done(self.learner.step(parts, progress, self.recorder.sink.note))
+        except OutOfMemoryError as error:
+            good = f"; {self.folder.last} is good" if self.folder.last.is_file() else ""
+            raise UserError(f"{error}{good}") from error
+
+    def _flush(self) -> None:
+        try:
+            self.recorder.flush()
+        except NotFiniteError as error:
+            last = self.folder.last
+            way = f"the checkpoint {last} is good: go on with --resume" if last.is_file() else "begin again with"
+            raise UserError(f"{error}; {way} --set optim.clip_norm=1, or take a lower optim.lr in a new run") from error
+
+    def _validate(self) -> None:
+        """Score the network, keep it if it is the best so far, and see whether training is well."""
+        method, device, state = self.learner.method, self.accelerator.device, self.recorder.state
+        row = self.recorder.head()
+        with unsharded(method.deployed):
+            row |= self.validator.score(method, device, state)
+            with fail_together():
+                if self.accelerator.is_main_process:
+                    row |= self.validator.health(method, device, state, state.step / self.learner.total_steps)
+        content = {}
+        if row.get("best"):
+            content = {name: full_tensor(tensor) for name, tensor in model_tensors(method.deployed).items()}
+        with fail_together():
+            if self.accelerator.is_main_process:
+                if content:
+                    self.folder.save("best", content, self._meta())
+                if "warning" in row:
+                    self.recorder.sink.note(f"warning: {row['warning']}")
+        self.recorder.write(row)
+
+    def _save(self, *, keep: bool = False) -> None:
+        """Write the last checkpoint; all processes together."""
+        self._flush()
+        state, device = self.recorder.state, self.accelerator.device
+        state.peak_memory = max(state.peak_memory, peak_memory(device))
+        content = self.learner.tensors() | self.validator.tensors() | random_states(device)
+        with fail_together():
+            if self.accelerator.is_main_process:
+                self.folder.save("last", content, self._meta(), keep=state.step if keep else None)
+
+    def _meta(self) -> dict[str, Any]:
+        return self.about | self.learner.meta() | self.recorder.meta()

@@ -1,80 +1,112 @@
-"""What happens at the end of an epoch: score, keep the best, see whether training is well."""
+"""What happens at the end of an epoch: score the network, and see whether training is well."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from allspark.config.schema import DataConfig, EvalConfig
+from allspark.data.source import Source
 from allspark.engine import health
-from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
-from allspark.engine.log import RunLog
-from allspark.engine.session import Session
-from allspark.engine.state import meta, network_tensors
+from allspark.engine.recorder import RunState
 from allspark.errors import DataError
 from allspark.inference.evaluate import evaluate
 from allspark.inference.predictor import Predictor
-from allspark.runtime.agreement import fail_together
-from allspark.runtime.sharding import put_together
+from allspark.methods.base import Method
+
+_WATCHED = "health.watched"
 
 
-def validate(session: Session, log: RunLog | None) -> None:
-    """Score the validation images, keep the network if it is the best so far, and see whether training is well."""
-    state, config, source = session.state, session.config, session.source
-    predictor = Predictor(session.method.segmenter, config.eval, session.accelerator.device)
-    row: dict[str, Any] = {"step": state.step, "epoch": state.step / session.steps_per_epoch}
+class Validator:
+    """Scores the deployed network, and watches what it says of some training images from one validation to the next.
 
-    def skipped(error: DataError) -> None:
-        session.ui.note(f"skipped: {error}")
+    Args:
+        source: the data set.
+        data: how images are read.
+        how: how they are predicted.
+        watch: training images of each kind to watch; 0: none.
+        note: called with a line for each image that cannot be used.
+    """
 
-    with put_together(session.method.segmenter):
-        if source.val:
-            scores = evaluate(
-                predictor,
-                source.val,
-                source,
-                workers=config.data.workers,
-                max_pixels=config.data.max_pixels,
-                on_bad=skipped if config.data.on_bad_image == "skip" else None,
-            )
-            state.last = scores.miou
-            best = state.best is None or scores.miou > state.best
-            row |= {**scores.to_json(source.classes), "best": best}
-            if best:
-                state.best, state.best_step = scores.miou, state.step
-        with fail_together():
-            if log is not None:  # the process that writes
-                _examine(session, predictor, row)
-    content = network_tensors(session) if row.get("best") else {}
-    with fail_together():
-        if log is None:
-            return
-        if content:
-            save_checkpoint(checkpoint_path(session.out, "best"), content, meta(session))
-        log.write(row)
-    session.ui.row(row)
+    def __init__(
+        self, source: Source, data: DataConfig, how: EvalConfig, watch: int, note: Callable[[str], None]
+    ) -> None:
+        self._source = source
+        self._data = data
+        self._how = how
+        self._watch = watch
+        self._note = note
+        self._watched: NDArray[np.uint8] | None = None  # pseudo-labels of the watched images
 
+    def score(self, method: Method, device: torch.device, state: RunState) -> dict[str, Any]:
+        """Score the validation images, all processes together.
 
-def _examine(session: Session, predictor: Predictor, row: dict[str, Any]) -> None:
-    """Add the health of the run to a validation's row, and warn when it is bad."""
-    state, config, classes = session.state, session.config, session.source.classes
-    found: dict[str, Any] = {}
-    if config.train.health_images:
-        seen = health.look(
-            predictor,
-            session.source,
-            config.train.health_images,
-            session.watched,
-            max_pixels=config.data.max_pixels,
+        Returns:
+            The scores for the log, with ``best``: is the network the best so far? Nothing without such images.
+
+        Raises:
+            DataError: a validation image cannot be used.
+        """
+        if not self._source.val:
+            return {}
+        scores = evaluate(
+            Predictor(method.deployed, self._how, device),
+            self._source.val,
+            self._source,
+            workers=self._data.workers,
+            max_pixels=self._data.max_pixels,
+            on_bad=self._skipped if self._data.on_bad_image == "skip" else None,
         )
-        session.watched = seen.labels
-        found |= seen.to_json()
-    for name, pixels in state.class_pixels.items():
-        found[f"{name}_share"] = health.class_table(health.shares(pixels).tolist(), classes)
-    for name, values in session.method.health().items():
-        found[name] = health.class_table(values.tolist(), classes)
-    row["health"] = found
-    scores = None if state.last is None or state.best is None else (state.last, state.best)
-    line, state.warned = health.warning(state.class_pixels, classes, state.step / session.total, scores, state.warned)
-    state.class_pixels = {}
-    if line is not None:
-        row["warning"] = line
-        session.ui.note(f"warning: {line}")
+        state.last = scores.miou
+        best = state.best is None or scores.miou > state.best
+        if best:
+            state.best, state.best_step = scores.miou, state.step
+        return {**scores.to_json(self._source.classes), "best": best}
+
+    def _skipped(self, error: DataError) -> None:
+        self._note(f"skipped: {error}")
+
+    def health(self, method: Method, device: torch.device, state: RunState, progress: float) -> dict[str, Any]:
+        """See whether training is well; one process does.
+
+        Args:
+            method: as it is now.
+            device: where to compute.
+            state: what it says of targets since the last validation is taken from it.
+            progress: share of the training that is done, 0 to 1.
+
+        Returns:
+            ``health`` for the log, and a ``warning`` where there is one.
+        """
+        classes, found = self._source.classes, dict[str, Any]()
+        if self._watch:
+            seen = health.probe(
+                Predictor(method.deployed, self._how, device),
+                self._source,
+                self._watch,
+                self._watched,
+                max_pixels=self._data.max_pixels,
+            )
+            self._watched = seen.labels
+            found |= seen.to_json()
+        for name, pixels in state.class_pixels.items():
+            found[f"{name}_share"] = health.class_table(health.shares(pixels).tolist(), classes)
+        for name, values in method.health().items():
+            found[name] = health.class_table(values.tolist(), classes)
+        scores = None if state.last is None or state.best is None else (state.last, state.best)
+        line, state.warned = health.warning(state.class_pixels, classes, progress, scores, state.warned, method.advice)
+        state.class_pixels = {}
+        return {"health": found} | ({} if line is None else {"warning": line})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it."""
+        return {} if self._watched is None else {_WATCHED: torch.from_numpy(self._watched)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take it back from a checkpoint's tensors."""
+        self._watched = tensors[_WATCHED].numpy() if _WATCHED in tensors else None

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.errors import DataError
 from allspark.figures.comparison import COLOURS, save_figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from allspark.config.schema import EvalConfig
 from allspark.data.image import normalize
@@ -19,6 +19,7 @@ from allspark.errors import ConfigError, DataError
 from allspark.inference.window import plan, windowed
 from allspark.kernels.logits import Logits
 from allspark.models.segmenter import Segmenter
+from allspark.runtime.modes import evaluating
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,15 +45,16 @@ class Predictor:
     and restores the mode of every submodule afterwards. The result for an image does not depend on its batch.
 
     Args:
-        segmenter: maps normalised images (b, 3, H, W) to logits (b, k, H, W).
+        segmenter: the network.
         config: whole image or sliding window, sizes, precision. Mixed precision (bf16, fp16) leaves the weights as they
             are; fp64 computes with float64 copies of them.
         device: where to compute, the segmenter is moved there; None: where it is.
     """
 
-    def __init__(self, segmenter: nn.Module, config: EvalConfig, device: torch.device | str | None = None) -> None:
+    def __init__(self, segmenter: Segmenter, config: EvalConfig, device: torch.device | str | None = None) -> None:
         self.segmenter = segmenter
         self.config = config
+        self._copy: Segmenter | None = None  # in double precision, while it is used
         first = next(segmenter.parameters(), None)
         if device is None:
             device = "cpu" if first is None else first.device
@@ -122,27 +124,19 @@ class Predictor:
         return windowed(self._forward, image.to(self.device, non_blocking=True), window, stride, batch)
 
     def _forward(self, image: Tensor) -> Logits:
-        image = image.to(self.device, non_blocking=True)
-        named = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
-        copies = {}
-        if self.config.precision == "fp64":
-            # double copies of weights that are not double: the model itself, perhaps in training, stays as it is
-            copies = {name: value.double() for name, value in named if value.is_floating_point()}
-            image = image.double()
-        else:
-            own = (value.dtype for _, value in named if value.is_floating_point())
-            image = image.to(next(own, image.dtype))
-        if not isinstance(self.segmenter, Segmenter):
-            return Logits.of_pixels(functional_call(self.segmenter, copies, (image,)))
-        return self.segmenter.sized(functional_call(self.segmenter, copies, (image,), {"coarse": True}), image)
+        network = self._copy or self.segmenter
+        own = next((x.dtype for x in network.parameters() if x.is_floating_point()), image.dtype)
+        return network.logits(image.to(self.device, own, non_blocking=True))
 
     @contextmanager
     def _running(self, image: Tensor) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.segmenter.modules()]
         dtype = _AUTOCAST.get(self.config.precision)
-        self.segmenter.eval()
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
         try:
-            with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            with evaluating(self.segmenter), torch.inference_mode(), autocast:
+                if self.config.precision == "fp64" and any(_is_narrow(x) for x in self.segmenter.parameters()):
+                    # the network itself, perhaps in training, stays as it is
+                    self._copy = copy.deepcopy(self.segmenter).double()
                 yield
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -153,8 +147,11 @@ class Predictor:
                 f"{len(image)} x {height} x {width} pixels do not fit into the memory of {self.device}: set {fix}"
             ) from error
         finally:
-            for module, training in modes:
-                module.training = training
+            self._copy = None
+
+
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -56,7 +56,7 @@ def ohem_cross_entropy(logits: Logits, target: Int[Tensor, "b H W"], *, threshol
     """Cross-entropy over the hard pixels (online hard example mining, Shrivastava et al., CVPR 2016).
 
     Hard are pixels whose own class has a probability of at most ``threshold``. At least the ``min_kept`` hardest pixels
-    of the micro-batch, of all processes together, count (more where some are equally hard; all where there are no more).
+    of the micro-batch, of all processes together, count (more where some are equally hard; all where there are fewer).
 
     Args:
         logits: of b images.

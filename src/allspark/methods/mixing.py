@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from allspark.batch import UnlabeledBatch
 from allspark.kernels.logits import Logits
 
 
-def box_masks(boxes: Int[Tensor, "b r 4"], size: tuple[int, int]) -> Bool[Tensor, "b H W"]:
+def box_masks(boxes: Int[Tensor, "b r 4"], size: Sequence[int]) -> Bool[Tensor, "b H W"]:
     """Where the boxes are: pixels that an odd number of an image's r boxes holds.
 
     Args:
@@ -26,9 +27,7 @@ def box_masks(boxes: Int[Tensor, "b r 4"], size: tuple[int, int]) -> Bool[Tensor
     return inside.sum(1) % 2 == 1
 
 
-def mix(
-    own: Shaped[Tensor, b * rest], other: Shaped[Tensor, b * rest], where: Bool[Tensor, "b H W"]
-) -> Shaped[Tensor, b * rest]:
+def mix(own: Shaped[Tensor, "b ..."], other: Shaped[Tensor, "b ..."], where: Bool[Tensor, "b H W"]) -> Tensor:
     """``other`` inside the boxes, ``own`` outside.
 
     Args:

@@ -5,6 +5,8 @@ Without a bottleneck this is the paper's SemiBaseline: all of AllSpark's trainin
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from allspark.batch import Progress, StepOutput, TrainBatch
@@ -16,7 +18,7 @@ from allspark.methods.losses import cross_entropy
 class PseudoLabel(Method):
     """Cross-entropy on labels and on hard pseudo-labels, in equal parts."""
 
-    settings = config.PseudoLabel
+    settings: ClassVar[type[config.MethodConfig]] = config.PseudoLabel
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: scores of the unlabelled crops supervise them, and guide the bottleneck where there is one."""

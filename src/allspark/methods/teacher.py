@@ -31,7 +31,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         self.decay = decay
-        self.buffers = buffers
+        self.average_buffers = buffers == "average"
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode."""
@@ -48,7 +48,7 @@ class Teacher(nn.Module):
         average = get_ema_multi_avg_fn(decay)
         own, theirs = list(self.network.parameters()), list(student.parameters())
         for mine, new in zip(self.network.buffers(), student.buffers(), strict=True):
-            if self.buffers == "average" and mine.is_floating_point():
+            if self.average_buffers and mine.is_floating_point():
                 own.append(mine)  # type: ignore[arg-type]
                 theirs.append(new)  # type: ignore[arg-type]
             else:

@@ -22,8 +22,8 @@ class UniMatch(Method):
 
     Where a box of another image is pasted, the label comes from an eval-mode pass over that one. Published, it is
     another random view of the same image, since one loader is read twice (issue 51 of the authors' repository); here
-    ``partner`` is a draw of its own, or the reversed batch. Losses are means over all pixels that are no padding. With a
-    bottleneck, labelled and weak images pass it together; the strong views, unlabelled only, as in inference.
+    ``partner`` is a draw of its own, or the reversed batch. Losses are means over all pixels that are no padding. With
+    a bottleneck, labelled and weak images pass it together; the strong views, unlabelled only, as in inference.
     """
 
     settings = config.UniMatch
@@ -55,7 +55,8 @@ class UniMatch(Method):
         confidence, labels = logits_w.best()  # without gradient
 
         boxes = self._boxes(unlabeled)
-        images = [mix(*views, box) for *views, box in zip(unlabeled.strong, partner.strong, boxes, strict=True)]
+        pairs = zip(unlabeled.strong, partner.strong, boxes, strict=True)
+        images = [mix(own, other, box) for own, other, box in pairs]
         logits_s = self.segmenter.logits(torch.cat(images)).split(2 * sizes[1:])
 
         sure, valid = confidence >= self.confidence, valid_pixels(unlabeled)

@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 
-from allspark.config.schema import Config
+from allspark.config.schema import TrainConfig
 from allspark.errors import ConfigError
 from allspark.runtime.agreement import leave_group
 
 
-def start_processes(config: Config) -> Accelerator:
+def start_processes(train: TrainConfig, accumulate: int) -> Accelerator:
     """Accelerate's view of the machine, in which all processes have found each other; a second run may choose anew."""
-    wanted, precision = config.train.device, config.train.precision
+    wanted, precision = train.device, train.precision
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device is cuda, but torch sees no GPU; use auto or cpu")
     on_cpu = wanted == "cpu" or not torch.cuda.is_available()
@@ -38,7 +38,7 @@ def start_processes(config: Config) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision if precision in {"bf16", "fp16"} else "no",
         cpu=on_cpu,
-        gradient_accumulation_steps=config.optim.accumulate,
+        gradient_accumulation_steps=accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if not on_cpu:

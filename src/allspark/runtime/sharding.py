@@ -6,7 +6,7 @@ whole, so that a run may go on with or without sharding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,27 +15,31 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from allspark.models.segmenter import Segmenter
 from allspark.runtime.collectives import world_size
 
 
-def shard(segmenter: Segmenter, device: torch.device) -> None:
-    """Divide a network's weights among all processes, in place; block by block in the encoder, the rest as one."""
+def shard(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Divide the weights of modules among all processes, in place; each module as one, but lists of blocks by block.
+
+    Args:
+        modules: none is part of another. Only what goes through a module's ``forward`` finds its weights whole.
+        device: where they are.
+    """
     mesh = init_device_mesh(device.type, (world_size(),))
-    lists = [module for module in segmenter.encoder.modules() if isinstance(module, nn.ModuleList)]
-    for blocks in lists:
-        for block in blocks:
-            if not any(isinstance(part, nn.ModuleList) for part in block.modules()):
-                fully_shard(block, mesh=mesh)
-    fully_shard(segmenter, mesh=mesh)
+    for module in modules:
+        for blocks in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
+            for block in blocks:
+                if not any(isinstance(part, nn.ModuleList) for part in block.modules()):
+                    fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, a divided one on the CPU; every process has to ask for it at the same time."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, divided as a parameter is."""
     tensor = tensor.to(parameter.device, parameter.dtype)
     if not isinstance(parameter, DTensor):
@@ -44,9 +48,10 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def put_together(segmenter: nn.Module) -> Iterator[None]:
+def unsharded(network: nn.Module) -> Iterator[None]:
     """Hold all weights in every process for a while: then each may predict as many images as it has."""
-    parts = [module for module in segmenter.modules() if isinstance(module, FSDPModule)]
+    parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    inner = {id(below) for part in parts for below in part.modules() if below is not part}
     for part in parts:
         part.unshard()
         part.set_reshard_after_forward(False, recurse=False)
@@ -54,5 +59,5 @@ def put_together(segmenter: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not segmenter, recurse=False)
+            part.set_reshard_after_forward(id(part) in inner, recurse=False)
             part.reshard()

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from allspark.config.fields import Section
 from allspark.config.files import apply_overrides, load_config, load_recipe, read_text
-from allspark.config.schema import Config, MethodConfig, Section
+from allspark.config.methods import METHOD_CONFIGS
+from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
 from allspark.recipes import RECIPES
@@ -25,7 +27,6 @@ def _nothing(value: Any) -> Any:
 Changes = Annotated[dict[str, Any], BeforeValidator(_nothing)]
 """Dotted fields of the configuration and their values; ``{seed}`` in a text stands for the run's seed."""
 
-METHOD_NAMES: tuple[str, ...] = get_args(MethodConfig.model_fields["name"].annotation)
 _METHOD_MAY_CHANGE = ("method.", "model.")
 _PARTITION_MAY_CHANGE = ("data.split", "data.labeled", "data.unlabeled", "data.val", "train.begin_with")
 _NOT_FOR_ALL = ("seed", "method.name")
@@ -128,10 +129,10 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
 def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path, extra: Sequence[str]) -> Config:
     method, partition, seed = which
     changes = dict(study.methods[method])
-    if method in METHOD_NAMES:
+    if method in METHOD_CONFIGS:
         changes = {"method.name": method, **changes}
     if "method.name" not in changes:
-        raise ConfigError(f"{file}: methods.{method}: say which it is, method.name: {' or '.join(METHOD_NAMES)}")
+        raise ConfigError(f"{file}: methods.{method}: say which it is, method.name: {' or '.join(METHOD_CONFIGS)}")
     _allow(changes, _METHOD_MAY_CHANGE, f"{file}: methods.{method}", "or the comparison would not be fair")
     _allow(study.partitions[partition], _PARTITION_MAY_CHANGE, f"{file}: partitions.{partition}", "its lists")
     own = {**study.partitions[partition], **changes}

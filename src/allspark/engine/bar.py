@@ -5,52 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
-class TrainUI(Protocol):
-    """Where training reports to."""
-
-    def note(self, line: str) -> None:
-        """Show one line."""
-
-    def begin(self, step: int, total: int) -> None:
-        """Training starts (or goes on) at ``step`` of ``total``."""
-
-    def advance(self, step: int) -> None:
-        """``step`` weight updates are done."""
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """A row of the log: training means, or validation scores."""
-
-    def end(self) -> None:
-        """Training is over, for whatever reason."""
+from allspark.engine.sinks import Sink
 
 
-class Silent:
-    """Shows nothing."""
-
-    def note(self, line: str) -> None:
-        """Show nothing."""
-
-    def begin(self, step: int, total: int) -> None:
-        """Show nothing."""
-
-    def advance(self, step: int) -> None:
-        """Show nothing."""
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Show nothing."""
-
-    def end(self) -> None:
-        """Show nothing."""
-
-
-class RichUI:
-    """A progress bar with loss, images/s, time to go and memory fill; without a terminal, a line for each row.
+class Bar(Sink):
+    """A progress bar with loss, images/s, time to go and the method's own numbers; elsewhere a line for each row.
 
     Args:
         console: usually of standard error, so that standard output stays for results.
@@ -104,8 +68,7 @@ class RichUI:
         if "loss" not in row:
             return  # no validation images; what is wrong with the run's health comes as a note
         numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.1f} img/s"
-        if "memory_fill" in row:
-            numbers += f"  memory {100 * row['memory_fill']:.0f} %"
+        numbers += "".join(f"  {name} {value:.3g}" for name, value in row.items() if not _is_usual(name))
         if self._progress is not None:
             self._progress.update(self._task, numbers=numbers)
         else:
@@ -120,3 +83,8 @@ class RichUI:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _is_usual(name: str) -> bool:
+    """Whether every method logs this."""
+    return name.startswith("loss") or name in {"step", "epoch", "lr", "images_per_s", "seconds"}

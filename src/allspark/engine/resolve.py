@@ -1,0 +1,117 @@
+"""A run's configuration, resolved once, before anything is built: nothing is left to be filled in later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from allspark.config.fields import is_free
+from allspark.config.files import apply_overrides, differences
+from allspark.config.keys import keys
+from allspark.config.resolve import images_per_update, network_config, scaled_lr
+from allspark.config.schema import Config
+from allspark.engine.checkpoint import Checkpoint
+from allspark.engine.run import saved_config
+from allspark.errors import ConfigError
+from allspark.models.encoders import resolve_encoder
+
+Note = Callable[[str], None]
+
+
+def resolve(config: Config, world: int, note: Note) -> Config:
+    """Write everything out: the encoder, the bottleneck, the learning rate of this many images, the place of the data.
+
+    To resolve the result again changes nothing.
+
+    Args:
+        config: as the user gives it; ``data.root`` is set.
+        world: number of processes.
+        note: called with lines that the user should know.
+
+    Raises:
+        ConfigError: settings that exclude each other.
+        CheckpointError: the configuration of an encoder of the hub cannot be had.
+    """
+    train, root = config.train, config.data.root
+    if train.shard and train.precision == "fp16":
+        raise ConfigError("train.shard does not go with train.precision fp16; use bf16")
+    if train.shard and train.compile:
+        raise ConfigError("train.shard does not go with train.compile; set one of them to false")
+    if root is None:
+        raise ConfigError("data.root is not set: say where the images are with --data DIR")
+    images = images_per_update(config.data, config.optim.accumulate, world)
+    optim = scaled_lr(config.optim, images)
+    if optim.lr != config.optim.lr:
+        note(
+            f"note: {images} images an update, optim.lr {config.optim.lr:g} is meant for {config.optim.lr_batch}: "
+            f"{optim.lr:g} is used"
+        )
+    data = config.data.model_copy(update={"root": root.resolve()})
+    model = resolve_encoder(network_config(config))
+    return config.model_copy(update={"data": data, "model": model, "optim": optim})
+
+
+def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int, note: Note) -> Config:
+    """The configuration of a run that goes on, perhaps with another number of processes.
+
+    Args:
+        config: as the user gives it now.
+        checkpoint: what the run goes on from.
+        path: its file, for messages.
+        world: number of processes now.
+        note: called with lines that the user should know.
+
+    Raises:
+        ConfigError: it would be another experiment.
+    """
+    before = checkpoint.meta.get("processes", 1)
+    resolved = resolve(same_update(config, before, world, note), world, note)
+    then = resolve(same_update(saved_config(checkpoint, path), before, world, _silent), world, _silent)
+    known = keys(resolved.method.name)
+    for name, old, new in differences(then, resolved):
+        if not is_free(known[name]):
+            raise ConfigError(
+                f"{path}: cannot be resumed with {name} = {new}, it was trained with {old}; "
+                "take the old value, or start a new run with another --out"
+            )
+        note(f"note: goes on with {name} = {new}, before it was {old}")
+    return resolved
+
+
+def same_update(config: Config, then: int, now: int, note: Note) -> Config:
+    """A configuration for another number of processes whose updates have the same images.
+
+    Fewer micro-batches make up for more processes, else smaller ones do.
+
+    Raises:
+        ConfigError: that does not come out even.
+    """
+    if then == now:
+        return config
+    data, accumulate = config.data, config.optim.accumulate
+    parts = {"optim.accumulate": accumulate, "data.batch_labeled": data.batch_labeled}
+    parts["data.batch_unlabeled"] = data.batch_unlabeled
+    differs = "dropout, rounding, and which images of a batch a method pairs"
+    if accumulate * then % now == 0:
+        changed = {"optim.accumulate": accumulate * then // now}
+        differs += (
+            ", and since there are other micro-batches, batch norm, the hard pixels of ohem and the memory's order"
+        )
+    else:
+        changed = {name: size * then // now for name, size in parts.items() if name != "optim.accumulate"}
+        if any(parts[name] * then != size * now for name, size in changed.items()):
+            had = ", ".join(f"{name}={value}" for name, value in parts.items())
+            raise ConfigError(
+                f"the run was trained by {then} process{'es' * (then > 1)} with {had}: {now} cannot have updates "
+                "of the same size; resume with another number of processes"
+            )
+    what = ", ".join(f"{name} {parts[name]} -> {size}" for name, size in changed.items())
+    note(
+        f"note: goes on with {now} process{'es' * (now > 1)}, before there were {then}: {what}. An update has the same "
+        f"images and its loss is a mean over the same pixels; what differs: {differs}"
+    )
+    return apply_overrides(config, [f"{name}={size}" for name, size in changed.items()])
+
+
+def _silent(line: str) -> None:
+    """Said before."""

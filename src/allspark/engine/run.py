@@ -1,0 +1,187 @@
+"""What checkpoints hold of networks and methods, and a trained network opened from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from allspark.config.files import read_config
+from allspark.config.resolve import network_config
+from allspark.config.schema import Config
+from allspark.data.source import RGB, Source
+from allspark.engine.checkpoint import FORMAT, Checkpoint, checkpoint_path, load_checkpoint
+from allspark.errors import CheckpointError, ConfigError
+from allspark.inference.predictor import Predictor
+from allspark.methods.base import Method
+from allspark.models.segmenter import Segmenter, build_segmenter
+
+MODEL = "model."
+"""Names of the deployed network's tensors in checkpoints begin so; those of what else a method holds with ``method.``."""
+_METHOD = "method."
+_MEMORY = "bottleneck.memory."
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network with all that is needed to use it."""
+
+    segmenter: Segmenter
+    config: Config
+    classes: tuple[str, ...]
+    palette: tuple[RGB, ...]
+    checkpoint: Literal["best", "last"]
+    meta: dict[str, Any]
+
+    def predictor(self, device: torch.device | str | None = None) -> Predictor:
+        """What turns images into masks, as the run was configured to."""
+        return Predictor(self.segmenter, self.config.eval, device)
+
+
+def description(config: Config, source: Source) -> dict[str, Any]:
+    """The part of a checkpoint's meta data that says what the network is."""
+    return {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json"),
+        "classes": list(source.classes),
+        "palette": [list(colour) for colour in source.palette],
+    }
+
+
+def model_tensors(segmenter: Segmenter) -> dict[str, Tensor]:
+    """A deployed network's tensors under the names that checkpoints give them."""
+    return {MODEL + name: tensor for name, tensor in segmenter.state_dict().items()}
+
+
+def method_names(method: Method) -> dict[str, str]:
+    """The name in checkpoints of each tensor of a method's state: the deployed network's, and the rest."""
+    deployed = next(name for name, module in method.named_modules() if module is method.deployed) + "."
+    return {
+        name: MODEL + name.removeprefix(deployed) if name.startswith(deployed) else _METHOD + name
+        for name in method.state_dict()
+    }
+
+
+def load_method(method: Method, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a checkpoint's tensors into a method: its networks, and what else it holds.
+
+    Raises:
+        CheckpointError: a tensor is missing, or the class count or another size differs.
+    """
+    _require_classes(method.deployed, checkpoint, path)
+    names = method_names(method)
+    missing = [name for name in names.values() if name not in checkpoint.tensors]
+    if missing:
+        raise CheckpointError(f"{path}: {missing[0]!r} is missing; it cannot be resumed")
+    try:
+        method.load_state_dict({name: checkpoint.tensors[saved] for name, saved in names.items()})
+    except RuntimeError as error:
+        raise CheckpointError(_does_not_fit(path, error)) from error
+
+
+def load_network(segmenter: Segmenter, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a checkpoint's deployed network into one.
+
+    Raises:
+        CheckpointError: the class count or another size differs.
+    """
+    _require_classes(segmenter, checkpoint, path)
+    try:
+        segmenter.load_state_dict(checkpoint.part(MODEL))
+    except RuntimeError as error:
+        raise CheckpointError(_does_not_fit(path, error)) from error
+
+
+def _require_classes(segmenter: Segmenter, checkpoint: Checkpoint, path: Path) -> None:
+    found = len(checkpoint.meta["classes"])
+    if found != segmenter.num_classes:
+        raise CheckpointError(f"{path}: trained for {found} classes, but the data set has {segmenter.num_classes}")
+
+
+def _does_not_fit(path: Path, error: RuntimeError) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"{path}: does not fit the network of its configuration ({reason})"
+
+
+def open_run(run: Path, which: Literal["best", "last"] = "best") -> Run:
+    """Open a trained network for evaluation or prediction.
+
+    Args:
+        run: folder that `train` or `import-checkpoint` wrote.
+        which: the best checkpoint by validation mIoU, or the last one (also taken where there is no best).
+
+    Raises:
+        CheckpointError: no run, or its checkpoint is damaged or does not fit.
+    """
+    path = checkpoint_path(run, which)
+    if which == "best" and not path.is_file():
+        which, path = "last", checkpoint_path(run, "last")
+    if not path.is_file():
+        raise CheckpointError(f"{run}: not a run (no {checkpoint_path(run, 'last')}); give the folder of `train --out`")
+    checkpoint = load_checkpoint(path)
+    config, classes = saved_config(checkpoint, path), tuple(checkpoint.meta["classes"])
+    segmenter = build_segmenter(network_config(config), len(classes), config.data.crop, load_weights=False)
+    load_network(segmenter, checkpoint, path)
+    palette = tuple((r, g, b) for r, g, b in checkpoint.meta["palette"])
+    return Run(segmenter.eval(), config, classes, palette, which, checkpoint.meta)
+
+
+def saved_config(checkpoint: Checkpoint, path: Path) -> Config:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: this version does not know it.
+    """
+    try:
+        return read_config(checkpoint.meta["config"], "its configuration")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def begin_with(method: Method, where: Path) -> str:
+    """Take the weights of an earlier run: the encoder whole, and whatever else has the same name and shape.
+
+    So a supervised run can be the beginning of a semi-supervised one, whose bottleneck it does not have, and a network
+    for other classes the beginning of this one. The semantic memory is not taken: it belongs to other images. Of
+    several networks, all but the first take the encoder alone, so that they stay different.
+
+    Args:
+        method: whose networks begin so; their other weights stay as they were drawn.
+        where: folder of the run, whose last checkpoint is read, or a checkpoint file.
+
+    Returns:
+        One line that says what was taken.
+
+    Raises:
+        CheckpointError: no checkpoint, or another encoder.
+    """
+    path = where if where.is_file() else checkpoint_path(where, "last")
+    theirs = load_checkpoint(path).part(MODEL)
+    first, *others = method.networks()
+    for network in others:
+        _take(network, {name: tensor for name, tensor in theirs.items() if name.startswith("encoder.")}, path)
+    left = _take(first, theirs, path)
+    parts = sorted({".".join(name.split(".")[:2]) for name in left if not name.startswith(_MEMORY)})
+    return f"begins with the weights of {path}" + (f"; drawn anew: {', '.join(parts)}" if parts else "")
+
+
+def _take(network: Segmenter, theirs: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Load what fits; returns the names of what does not."""
+    own = network.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if name in own and own[name].shape == tensor.shape and not name.startswith(_MEMORY)
+    }
+    missing = [name for name in own if name.startswith("encoder.") and name not in fitting]
+    if missing:
+        raise CheckpointError(
+            f"{path}: its encoder is another one ({missing[0]} does not fit); set model.encoder as it was there"
+        )
+    network.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
