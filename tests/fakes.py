@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from allspark.config.schema import ModelConfig
 from allspark.data.sets.coco import CLASSES as COCO_CLASSES
 from allspark.data.sets.potsdam import CLASSES as POTSDAM_CLASSES
 from allspark.data.sets.prepare_coco import prepare_coco
@@ -171,3 +172,17 @@ FAKES: dict[str, Callable[[Path], None]] = {
     "synthetic": folder,
 }
 """One for each of SOURCES: writes into a folder that does not exist yet."""
+
+
+ENCODERS = {
+    "segformer": {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 5, 8]},
+    "swin": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4},
+    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 2]},
+    "dinov2": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2},
+}
+"""Encoders of each kind, small enough for a test: model type -> fields of its transformers configuration."""
+
+
+def tiny(name, **kwargs):
+    return ModelConfig(encoder=name, encoder_config=ENCODERS[name], pretrained="none", **kwargs)

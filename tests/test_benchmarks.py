@@ -16,7 +16,7 @@ from benchmarks import networks, run, shares, textbook
 from benchmarks.cases import PARTS, Case
 from benchmarks.measure import Command, measure, operations, peak_bytes
 
-from allspark.batch import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.config.schema import Config
 from allspark.methods import build_method
 from allspark.models.allspark import AllSparkBottleneck

@@ -17,7 +17,7 @@ from PIL import Image
 from allspark.cli.app import main
 from allspark.config.files import load_config
 from allspark.config.schema import Config
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.recipes import RECIPES
 from tests.conftest import TINY
 
@@ -237,7 +237,7 @@ def test_published_checkpoint_becomes_a_run(tmp_path, tiny_folder, capsys):
     """Golden weights of the published code: import, open, and the same logits."""
     import torch
 
-    from allspark.engine.checkpoint import open_run
+    from allspark.engine.run import open_run
 
     golden = Path(__file__).parents[1] / "golden" / "train_steps.npz"
     with np.load(golden) as arrays:

@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from allspark.cli.demo import METHODS, run_demo
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.errors import ConfigError
 
 

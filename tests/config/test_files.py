@@ -80,7 +80,7 @@ def test_recipe_header_states_command_hardware_and_score(name):
 def test_voc_recipe_is_the_papers():
     config = load_recipe("voc")
     assert (config.model.encoder, config.data.crop, config.train.epochs) == ("mit-b5", (513, 513), 80)
-    assert (config.optim.lr, config.optim.head_multiplier, config.method.warmup_epochs) == (0.001, 10, 5)
+    assert (config.optim.lr, config.optim.head_multiplier, config.model.bottleneck_warmup_epochs) == (0.001, 10, 5)
     assert (config.data.batch_labeled + config.data.batch_unlabeled) * config.optim.accumulate == 16
 
 
@@ -112,7 +112,7 @@ def test_file_fills_up_with_defaults(tmp_path):
         ("data:\n  crop: [96]\n", ": data.crop: expected [height, width], or one number for a square, got [96]"),
         ("data:\n  crop: [96, 0]\n", ": data.crop[1]: expected greater than or equal to 1, got 0"),
         ("optim:\n  lr: fast\n", ": optim.lr: expected a number, got fast"),
-        ("method:\n  memory: maybe\n", ": method.memory: expected true or false, got maybe"),
+        ("method:\n  memory: maybe\n", ": model.bottleneck_memory: expected true or false, got maybe"),
         ("train:\n  precision: fp8\n", ": train.precision: expected 'fp32', 'bf16', 'fp16' or 'fp64', got fp8"),
         ("data: 5\n", ": data: expected a section with `name: value` lines, got 5"),
         ("- 1\n- 2\n", ": expected sections like"),
@@ -164,8 +164,8 @@ def test_several_mistakes_are_named_together(tmp_path):
         ("data.split=183", "data.split", "183"),
         ("data.root=2012", "data.root", Path("2012")),
         ("model.pretrained=none", "model.pretrained", "none"),
-        ("method.memory=off", "method.memory", False),
-        ("method.grouping=off", "method.grouping", "off"),
+        ("model.bottleneck_memory=off", "model.bottleneck_memory", False),
+        ("model.bottleneck_grouping=off", "model.bottleneck_grouping", "off"),
         ("optim.clip_norm=2", "optim.clip_norm", 2.0),
         ("train.steps_per_epoch=", "train.steps_per_epoch", None),
         ("model.encoder_config.layer_norm_eps=1e-6", "model.encoder_config", {"layer_norm_eps": 1e-6}),

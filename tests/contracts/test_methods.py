@@ -1,154 +1,243 @@
 """What every method promises. A new one is picked up from METHODS."""
 
+import subprocess
+import sys
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
-from allspark.batch import IGNORE, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.batch import IGNORE, Progress
+from allspark.config.files import apply_overrides
+from allspark.config.methods import METHOD_CONFIGS
+from allspark.config.resolve import network_config
 from allspark.config.schema import Config
+from allspark.errors import ConfigError
 from allspark.methods import METHODS, build_method
-from tests.models.test_encoders import TINY
+from allspark.models.segmenter import Segmenter
+from tests.fakes import ENCODERS
+from tests.helpers import batch_of
+
+PADDING_COUNTS = {"cps"}  # as published
 
 
-def config(name, encoder="segformer", decoder="segformer", **method):
-    return Config.model_validate(
-        {
-            "data": {"crop": (64, 96)},
-            "model": {
-                "encoder": encoder,
-                "encoder_config": TINY[encoder],
-                "pretrained": "none",
-                "decoder": decoder,
-                "decoder_channels": 16,
-                "output_stride": 16 if encoder == "resnet" else None,
-            },
-            "method": {"name": name, "warmup_epochs": 1, **method},
-        }
-    )
+def config(name, encoder="segformer", *changes):
+    model = {"encoder": encoder, "encoder_config": ENCODERS[encoder], "pretrained": "none", "decoder_channels": 16}
+    model["bottleneck_warmup_epochs"] = 1
+    tree = {"data": {"crop": (64, 96)}, "model": model, "method": {"name": name}}
+    return apply_overrides(Config.model_validate(tree), changes)
 
 
-def batch(labeled=2, unlabeled=2, size=(64, 96), valid=None):
-    return TrainBatch(
-        LabeledBatch(torch.randn(labeled, 3, *size), torch.randint(0, 5, (labeled, *size))),
-        UnlabeledBatch(torch.randn(unlabeled, 3, *size), valid),
-    )
+def build(name, encoder="segformer", *changes):
+    torch.manual_seed(0)
+    return build_method(config(name, encoder, *changes), 5)
 
 
 @pytest.fixture(params=METHODS)
 def method(request):
-    torch.manual_seed(0)
-    return build_method(config(request.param), 5).train()
+    return build(request.param)
 
 
-def test_the_configuration_names_every_method():
-    for name in METHODS:
-        assert Config.model_validate({"method": {"name": name}}).method.name == name
+def labeled_terms(output):
+    return {name: term for name, term in output.terms.items() if name.startswith("labeled")}
 
 
-def test_one_step_gives_gradients_everywhere(method):
-    data = batch()
-    for step in range(2):  # the second reads the memory
+def other_terms(output):
+    return {name: term for name, term in output.terms.items() if not name.startswith("labeled")}
+
+
+def test_every_method_has_settings_and_all_settings_a_method():
+    assert METHODS.keys() == METHOD_CONFIGS.keys()
+    for name, method in METHODS.items():
+        assert method.settings is METHOD_CONFIGS[name] and method.settings().name == name
+        assert Config.model_validate({"method": {"name": name}}).method == method.settings()
+
+
+def test_settings_need_no_torch():
+    code = "import sys, allspark.config.files; print('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_step_gives_gradients_to_all_that_trains_and_to_nothing_else(method, precision):
+    """Also in mixed precision, where passes without gradient leave half copies of the weights behind."""
+    for step in range(2):  # the second reads a memory, where there is one
         method.zero_grad()
-        output = method(data, Progress(step, 1, 10))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = method(batch_of(method.views), Progress(step, 1, 10))
         output.loss.backward()
     assert output.loss.shape == () and torch.isfinite(output.loss)
-    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
-    missing = [name for name, p in method.named_parameters() if p.grad is None]
-    assert missing == []
-    assert all(not value.requires_grad for value in output.metrics.values())
-    assert "loss_labeled" in output.metrics
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        else:
+            assert parameter.grad is None, name
+    first = method.networks()[0]
+    assert all(parameter.grad.any() for parameter in first.decoder.parameters())
+    assert not any(term.count.requires_grad for term in output.terms.values())
+    assert not any(value.requires_grad for value in output.metrics.values())
 
 
 def test_training_learns_the_labels_of_one_batch(method):
     torch.manual_seed(1)
-    data = batch(1, 1)
+    data = batch_of(method.views, 1, 1)
     mask = torch.zeros(1, 64, 96, dtype=torch.int64)
     mask[:, :, 48:] = 3
     data.labeled.image[:, :, :, 48:] += 3
-    data = TrainBatch(LabeledBatch(data.labeled.image, mask), data.unlabeled)
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    data = replace(data, labeled=replace(data.labeled, mask=mask))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
     losses = []
     for step in range(15):
         output = method(data, Progress(step, 1, 15))
-        losses.append(float(output.metrics["loss_labeled"]))
+        losses.append(float(output.terms["labeled"].mean().detach()))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
+        method.after_step(Progress(step, 1, 15))
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_unlabeled_images_get_no_gradient_from_masks_or_metrics(method):
-    """The mode of the network and the data are left as they were."""
-    data = batch()
-    image, mask = data.labeled.image.clone(), data.labeled.mask.clone()
-    method(data, Progress(0, 1, 10))
-    assert method.training and method.segmenter.training
-    assert torch.equal(data.labeled.image, image) and torch.equal(data.labeled.mask, mask)
+def test_a_step_leaves_modes_and_data_as_they_were(method):
+    first = method.networks()[0]
+    first.encoder.requires_grad_(False).eval()  # a frozen encoder in a network that trains
+    modes = [module.training for module in method.modules()]
+    data = batch_of(method.views)
+    parts = [part for part in (data.labeled, data.unlabeled, data.partner) if part is not None]
+    tensors = [x for part in parts for f in fields(part) if isinstance(x := getattr(part, f.name), torch.Tensor)]
+    copies = [x.clone() for x in tensors]
+    method(data, Progress(0, 1, 10)).loss.backward()
+    method.after_step(Progress(0, 1, 10))
+    assert [module.training for module in method.modules()] == modes and not first.encoder.training
+    assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))
 
 
 def test_all_ignored_masks_keep_the_loss_finite(method):
-    data = batch()
-    blank = TrainBatch(LabeledBatch(data.labeled.image, torch.full_like(data.labeled.mask, IGNORE)), data.unlabeled)
+    data = batch_of(method.views)
+    blank = replace(data, labeled=replace(data.labeled, mask=torch.full_like(data.labeled.mask, IGNORE)))
     output = method(blank, Progress(0, 1, 10))
     output.loss.backward()
-    assert torch.isfinite(output.loss) and float(output.metrics["loss_labeled"]) == 0
+    assert torch.isfinite(output.loss)
+    assert all(float(term.mean().detach()) == 0 for term in labeled_terms(output).values())
 
 
 def test_padding_of_unlabeled_images_is_not_supervised(method):
-    if not method.wants_unlabeled:
-        assert method(TrainBatch(batch().labeled, None), Progress(0, 1, 10)).loss > 0
-        return
-    data = batch(valid=torch.zeros(2, 64, 96, dtype=torch.bool))
-    assert float(method(data, Progress(0, 1, 10)).metrics["loss_unlabeled"]) == 0
+    data = batch_of(method.views, valid=torch.zeros(2, 64, 96, dtype=torch.bool))
+    output = method(data, Progress(0, 1, 10))
+    assert output.loss > 0
+    if method.settings().name not in PADDING_COUNTS:
+        assert all(float(term.mean().detach()) == 0 for term in other_terms(output).values())
+
+
+def test_what_the_batch_tells_of_counts_is_what_the_terms_count(method):
+    """So micro-batches add up to one batch; see engine/test_learner.py."""
+    data = batch_of(method.views, valid=torch.rand(2, 64, 96) < 0.7)
+    data.labeled.mask[:, :20] = IGNORE
+    known, terms = method.counts(data), method(data, Progress(0, 1, 10)).terms
+    assert known.keys() == terms.keys() | ({"unlabeled"} & known.keys() if data.unlabeled is None else set())
+    for name, count in known.items():
+        assert int(count) == int(terms[name].count), name
+
+
+def silence(method):
+    for part in method.modules():
+        if hasattr(part, "dropout") and isinstance(part.dropout, float):
+            part.dropout = 0.0
+        if hasattr(part, "feature_dropout"):
+            part.feature_dropout = 0.0
+        if isinstance(part, torch.nn.Dropout2d) or hasattr(part, "drop_prob"):
+            part.p = part.drop_prob = 0.0
 
 
 def test_saved_state_is_all_there_is(method):
     """Another object with the same state takes the same step (dropout off)."""
-    other = build_method(config({cls: name for name, cls in METHODS.items()}[type(method)]), 5).train()
-    for module in (method, other):
-        for part in module.modules():
-            if hasattr(part, "dropout") and isinstance(part.dropout, float):
-                part.dropout = 0.0
-            if isinstance(part, torch.nn.Dropout2d) or hasattr(part, "drop_prob"):
-                part.p = part.drop_prob = 0.0
-    method(batch(), Progress(0, 1, 10))
+    other = build_method(config(method.settings().name), 5)
+    silence(method)
+    silence(other)
+    for step in range(2):
+        method(batch_of(method.views), Progress(step, 1, 10))
+        method.after_step(Progress(step, 1, 10))
     other.load_state_dict(method.state_dict())
-    data = batch()
-    torch.testing.assert_close(
-        method(data, Progress(1, 1, 10)).loss, other(data, Progress(1, 1, 10)).loss, rtol=0, atol=0
-    )
+    data = batch_of(method.views)
+    losses = [one(data, Progress(2, 1, 10)).loss for one in (method, other)]
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+
+
+def test_networks_train_and_one_of_the_methods_is_deployed(method):
+    trained = {id(p) for network in method.networks() for p in network.parameters()}
+    assert trained <= {id(p) for p in method.parameters() if p.requires_grad}
+    assert isinstance(method.deployed, Segmenter) and method.deployed in set(method.modules())
+
+
+def test_what_is_derived_from_weights_follows_those_that_come_later(method):
+    """Weights to begin with are loaded after the method is built: ``begin`` is when they are in place."""
+    for network in method.networks():
+        for parameter in network.parameters():
+            parameter.data.add_(1)
+    method.begin()
+    for name, tensor in method.deployed.state_dict().items():
+        assert torch.equal(tensor, method.networks()[0].state_dict()[name]), name
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("encoder", TINY)
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("decoder", ["segformer", "deeplabv3plus"])
 def test_every_method_learns_on_every_network(name, encoder, decoder):
-    torch.manual_seed(0)
-    method = build_method(config(name, encoder, decoder), 5).train()
-    data = batch()
+    stride = ["model.output_stride=16"] if encoder == "resnet" else []
+    method = build(name, encoder, f"model.decoder={decoder}", *stride)
     for step in range(2):  # the second reads the memory
-        output = method(data, Progress(step, 1, 10))
+        output = method(batch_of(method.views), Progress(step, 1, 10))
         output.loss.backward()
     assert torch.isfinite(output.loss)
-    learned = [p for key, p in method.named_parameters() if key.startswith("segmenter.") and p.grad is not None]
-    assert all(torch.isfinite(p.grad).all() for p in learned)
-    parts = ("encoder", "decoder", *(["bottleneck"] if name == "allspark" else []))
-    named = dict(method.segmenter.named_parameters())
-    for part in parts:
-        assert any(p.grad is not None and p.grad.any() for key, p in named.items() if key.startswith(part)), part
+    for network in method.networks():
+        named = {key: p for key, p in network.named_parameters() if p.grad is not None}
+        assert all(torch.isfinite(p.grad).all() for p in named.values())
+        for part in ("encoder", "decoder", *(["bottleneck"] if network.bottleneck is not None else [])):
+            assert any(p.grad.any() for key, p in named.items() if key.startswith(part)), part
 
 
-@pytest.mark.parametrize("options", [{"memory": False}, {"grouping": "off"}, {"grouping": "paper"}])
-def test_ablations_of_the_paper_run(options):
-    method = build_method(config("allspark", **options), 5).train()
+@pytest.mark.parametrize("name", METHODS)
+def test_the_bottleneck_fits_every_method_with_both_kinds_of_images_in_one_pass(name):
+    if not METHOD_CONFIGS[name].joint:
+        with pytest.raises(ConfigError, match="allspark needs labelled and unlabelled images"):
+            network_config(config(name, "segformer", "model.bottleneck=allspark"))
+        return
+    method = build(name, "segformer", "model.bottleneck=allspark", "model.bottleneck_warmup_epochs=1")
     for step in range(3):
-        output = method(batch(1, 3), Progress(step, 1, 3))
+        output = method(batch_of(method.views, 1, 3), Progress(step, 1, 3))
+        output.loss.backward()
+        method.after_step(Progress(step, 1, 3))
+    assert torch.isfinite(output.loss) and "memory_fill" in output.metrics
+    assert int(method.memory.writes) == 3 and method.health().keys() == {"memory_fill", "memory_age"}
+    assert all(p.grad is not None for p in method.segmenter.bottleneck.parameters())
+
+
+def test_a_method_that_is_its_bottleneck_is_told_so():
+    with pytest.raises(ConfigError, match=r"method allspark is its bottleneck.*pseudo-label"):
+        network_config(config("allspark", "segformer", "model.bottleneck=none"))
+
+
+def test_pseudo_labels_with_the_bottleneck_are_allspark():
+    one, other = build("allspark"), build("pseudo-label", "segformer", "model.bottleneck=allspark")
+    data = batch_of(one.views)
+    losses = []
+    for method in (one, other):
+        torch.manual_seed(3)
+        losses.append([method(data, Progress(step, 1, 3)).loss for step in range(2)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("change", ["memory=false", "grouping=off", "grouping=paper"])
+def test_ablations_of_the_paper_run(change):
+    method = build("allspark", "segformer", f"model.bottleneck_{change}")
+    for step in range(3):
+        output = method(batch_of(method.views, 1, 3), Progress(step, 1, 3))
         output.loss.backward()
     assert torch.isfinite(output.loss)
-    assert ("memory_fill" in output.metrics) == options.get("memory", True)
+    assert ("memory_fill" in output.metrics) == (change != "memory=false")
 
 
 def test_warm_up_is_counted_in_epochs(monkeypatch):
-    method = build_method(config("allspark", warmup_epochs=1.5), 5).train()
+    method = build("allspark", "segformer", "model.bottleneck_warmup_epochs=1.5")
     seen = []
     forward = type(method.segmenter.bottleneck).forward
 
@@ -159,5 +248,5 @@ def test_warm_up_is_counted_in_epochs(monkeypatch):
 
     monkeypatch.setattr(type(method.segmenter.bottleneck), "forward", spy)
     for step in range(5):
-        method(batch(1, 1), Progress(step, 2, 10))
+        method(batch_of(method.views, 1, 1), Progress(step, 2, 10))
     assert seen == [False, False, False, True, True]

@@ -23,10 +23,11 @@ from allspark.data.image import read_image
 from allspark.data.order import _scattered, index_at
 from allspark.data.sets import open_source
 from allspark.data.shards import Shards, find_shards
-from allspark.data.stream import TrainStream
-from allspark.engine.log import read_log
+from allspark.engine.bar import Bar
+from allspark.engine.sinks import read_log
 from allspark.errors import ConfigError, DataError
 from tests.conftest import TINY
+from tests.helpers import StopAfter, stream_of
 
 
 def picture(value, kind="PNG"):
@@ -236,7 +237,7 @@ def test_training_sees_the_pool(training, order):
     config = apply_overrides(training, [f"data.unlabeled_order={order}"])
     source = open_source(config.data)
     assert len(source.unlabeled) == 13 and len(source.labeled) == 4 and len(source.val) == 3
-    stream = TrainStream(source, config, want_unlabeled=True)
+    stream = stream_of(source, config)
     seen = Counter(name for step in range(13) for name in stream[step].unlabeled.ids)
     assert seen == {sample.id: 2 for sample in source.unlabeled}
 
@@ -253,29 +254,20 @@ def test_check_looks_into_the_pool(training, pool):
 
 def test_large_images_in_a_pool_are_refused_undecoded(training, pool):
     config = apply_overrides(training, ["data.max_pixels=4000"])
-    error = TrainStream(open_source(config.data), config, want_unlabeled=True)._read
+    error = stream_of(open_source(config.data), config)._read
     with pytest.raises(DataError, match=r"pool-\d.tar/\d+.png: 70 x 66 pixels are more than data.max_pixels = 4000"):
-        error("unlabelled", 0, [])
+        error("unlabeled", 0, [])
 
 
 @pytest.mark.parametrize("order", ["random", "sharded"])
 def test_a_run_over_a_pool_is_the_same_by_any_workers_and_after_a_stop(tiny_folder, pool, tmp_path, order, monkeypatch):
-    from allspark.engine import train as module
-
     changes = [*TINY, f"data.unlabeled={pool}", f"data.unlabeled_order={order}", "data.shuffle_buffer=3"]
     options = [part for change in changes for part in ("--set", change)]
     command = ["train", "--recipe", "folder", "--data", str(tiny_folder), *options]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     assert main([*command, "--out", str(tmp_path / "workers"), "--set", "data.workers=2"]) == 0
-    update, stopping = module.update, [True]
-
-    def stops(session, parts):
-        update(session, parts)
-        if session.state.step == 3 and stopping:
-            stopping.clear()
-            os.kill(os.getpid(), 15)
-
-    monkeypatch.setattr(module, "update", stops)
+    stop, advance = StopAfter(3, lambda: os.kill(os.getpid(), 15)), Bar.advance
+    monkeypatch.setattr(Bar, "advance", lambda bar, step: (advance(bar, step), stop.advance(step)))
     assert main([*command, "--out", str(tmp_path / "parts")]) == 143
     assert main(["train", "--out", str(tmp_path / "parts"), "--resume"]) == 0
     losses = [
@@ -289,7 +281,7 @@ def test_a_run_over_a_pool_is_the_same_by_any_workers_and_after_a_stop(tiny_fold
 def test_options_that_do_not_fit_are_one_line(training, pool, tiny_folder):
     config = apply_overrides(training, ["data.unlabeled=null", "data.unlabeled_order=sharded"])
     with pytest.raises(ConfigError, match="sharded is for tar files"):
-        TrainStream(open_source(config.data), config, want_unlabeled=True)
+        stream_of(open_source(config.data), config)
     with pytest.raises(DataError, match=r"data.unlabeled: no such list or tar file .*none.tar"):
         open_source(DataConfig(root=tiny_folder, unlabeled=pool / "none.tar"))
 

@@ -21,8 +21,9 @@ from allspark.data.decode import read_sample
 from allspark.data.image import normalize, read_image, read_mask
 from allspark.data.sets.folder import open_folder
 from allspark.data.source import Sample, Source
-from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
+from allspark.data.stream import steps_per_epoch
 from allspark.errors import DataError
+from tests.helpers import SUPERVISED, batches_of, stream_of
 
 
 @pytest.fixture
@@ -49,8 +50,7 @@ def damaged(tiny_folder, tmp_path):
 
 
 def batches(source, config, start=0, stop=4, **options):
-    options.setdefault("want_unlabeled", True)
-    return list(train_batches(source, config, start_step=start, total_steps=stop, **options))
+    return list(batches_of(source, config, start, stop, **options))
 
 
 def assert_equal(one, other):
@@ -78,7 +78,7 @@ def test_a_batch_is_what_a_step_takes(source, config):
     assert batch.labeled.image.shape == (2, 3, 32, 48) and batch.labeled.image.dtype == torch.float32
     assert batch.labeled.mask.shape == (2, 32, 48) and batch.labeled.mask.dtype == torch.int64
     assert set(batch.labeled.mask.unique().tolist()) <= {*range(6), 255}
-    assert batch.unlabeled.image.shape == (3, 3, 32, 48) and batch.unlabeled.valid.dtype == torch.bool
+    assert batch.unlabeled.weak.shape == (3, 3, 32, 48) and batch.unlabeled.valid.dtype == torch.bool
     assert len(batch.labeled.ids) == 2 and len(batch.unlabeled.ids) == 3 and batch.skipped == ()
 
 
@@ -145,7 +145,7 @@ def test_slices_of_all_processes_make_up_the_global_batch(source, config, world)
     whole = apply_overrides(config, [f"data.batch_labeled={2 * world}", f"data.batch_unlabeled={3 * world}"])
     parts = [batches(source, config, 0, 3, rank=rank, world=world) for rank in range(world)]
     for step, batch in enumerate(batches(source, whole, 0, 3)):
-        for role, names in (("labeled", ("image", "mask")), ("unlabeled", ("image", "valid"))):
+        for role, names in (("labeled", ("image", "mask")), ("unlabeled", ("weak", "valid"))):
             mine = [getattr(part[step], role) for part in parts]
             for name in names:
                 assert torch.equal(
@@ -155,7 +155,7 @@ def test_slices_of_all_processes_make_up_the_global_batch(source, config, world)
 
 
 def test_labelled_views_do_not_depend_on_the_method(source, config):
-    both, alone = batches(source, config, 0, 3), batches(source, config, 0, 3, want_unlabeled=False)
+    both, alone = batches(source, config, 0, 3), batches(source, config, 0, 3, views=SUPERVISED)
     assert all(batch.unlabeled is None for batch in alone)
     assert_equal([batch.labeled for batch in both], [batch.labeled for batch in alone])
 
@@ -178,15 +178,15 @@ def test_global_random_states_are_left_alone(source, config, workers):
         (["optim.accumulate=2"], 1, 1),
         (["data.batch_unlabeled=1"], 2, 3),
         (["data.batch_unlabeled=100"], 1, 1),
-        (["train.steps_per_epoch=7"], 2, 7),
     ],
 )
 def test_steps_per_epoch(source, config, overrides, world, want):
-    assert steps_per_epoch(source, apply_overrides(config, overrides), world) == want
+    config = apply_overrides(config, overrides)
+    assert steps_per_epoch(source, config.data, config.optim.accumulate, world) == want
 
 
 def test_steps_per_epoch_counts_labelled_images_where_there_are_no_others(source, config):
-    assert steps_per_epoch(replace(source, unlabeled=()), config) == 2
+    assert steps_per_epoch(replace(source, unlabeled=()), config.data, 1) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -198,7 +198,7 @@ def test_a_bad_file_stops_with_its_name(damaged, config, workers):
 
 
 def test_a_bad_file_is_a_value_of_the_stream(damaged, config):
-    stream = TrainStream(damaged, config, want_unlabeled=True)
+    stream = stream_of(damaged, config)
     items = [stream[step] for step in range(2)]
     assert any(isinstance(item, DataError) for item in items)
 
@@ -234,10 +234,10 @@ def test_skip_gives_up_when_nothing_can_be_read(source, config, tmp_path):
 
 def test_missing_parts_are_named_before_anything_is_read(source, config):
     with pytest.raises(DataError, match="no labelled training image"):
-        train_batches(replace(source, labeled=()), config, start_step=0, total_steps=1, want_unlabeled=False)
-    with pytest.raises(DataError, match="no unlabelled image, but the method 'allspark'"):
-        train_batches(replace(source, unlabeled=()), config, start_step=0, total_steps=1, want_unlabeled=True)
-    assert len(batches(replace(source, unlabeled=()), config, 0, 1, want_unlabeled=False)) == 1
+        batches_of(replace(source, labeled=()), config, 0, 1, views=SUPERVISED)
+    with pytest.raises(DataError, match="no unlabelled image, which the method learns from"):
+        batches_of(replace(source, unlabeled=()), config, 0, 1)
+    assert len(batches(replace(source, unlabeled=()), config, 0, 1, views=SUPERVISED)) == 1
 
 
 def save(path, array):
@@ -280,7 +280,7 @@ def test_too_large_and_missing_mask(tmp_path):
 def test_closing_ends_the_workers(source, config):
     config = apply_overrides(config, ["data.workers=2"])
     before = set(children())
-    stream = train_batches(source, config, start_step=0, total_steps=1000, want_unlabeled=True)
+    stream = batches_of(source, config, 0, 1000)
     next(stream)
     started = set(children()) - before
     assert len(started) == 2
@@ -293,7 +293,7 @@ def test_an_error_of_the_consumer_ends_the_workers(source, config):
     before = set(children())
     with (
         pytest.raises(KeyError),
-        closing(train_batches(source, config, start_step=0, total_steps=1000, want_unlabeled=True)) as stream,
+        closing(batches_of(source, config, 0, 1000)) as stream,
     ):
         next(stream)
         raise KeyError
@@ -304,7 +304,8 @@ ORPHANS = """
 import os, signal, sys
 from allspark.config.schema import Config
 from allspark.data.sets.folder import open_folder
-from allspark.data.stream import train_batches
+from allspark.batch import Views
+from allspark.data.stream import TrainStream, train_batches
 from allspark.config.files import apply_overrides
 
 config = apply_overrides(Config(), [f"data.root={sys.argv[1]}", "data.crop=32", "data.workers=2"])
@@ -318,7 +319,8 @@ def fork_and_die():
     return child
 
 os.fork = fork_and_die
-next(train_batches(source, config, start_step=0, total_steps=2, want_unlabeled=True))
+stream = TrainStream(source, config.data, config.views, Views(), seed=0, rank=0, world=1)
+next(train_batches(stream, range(2), workers=2))
 """
 
 
@@ -334,7 +336,7 @@ def test_a_killed_worker_ends_in_one_line(source, config):
     config = apply_overrides(config, ["data.workers=1"])
     handler = signal.getsignal(signal.SIGCHLD)
     before = set(children())
-    stream = train_batches(source, config, start_step=0, total_steps=10_000, want_unlabeled=True)
+    stream = batches_of(source, config, 0, 10_000)
     next(stream)
     assert signal.getsignal(signal.SIGCHLD) is handler
     (worker,) = set(children()) - before
@@ -372,10 +374,7 @@ def test_labelled_images_are_decoded_once_and_give_the_same(source, config, monk
 
     monkeypatch.setattr(module, "read_sample", counted)
     steps = 3 * len(source.labeled)
-    keeping, reading = (
-        TrainStream(source, apply_overrides(config, [f"data.keep_decoded={size}"]), want_unlabeled=True)
-        for size in (1, 0)
-    )
+    keeping, reading = (stream_of(source, apply_overrides(config, [f"data.keep_decoded={size}"])) for size in (1, 0))
     kept = [keeping[step] for step in range(steps)]
     labeled = [name for name in read if name in {sample.id for sample in source.labeled}]
     assert sorted(labeled) == sorted(sample.id for sample in source.labeled)
@@ -387,9 +386,9 @@ def test_labelled_images_are_decoded_once_and_give_the_same(source, config, monk
 
 
 def test_the_stream_is_pure_in_the_micro_step(source, config):
-    stream = TrainStream(source, config, want_unlabeled=True)
+    stream = stream_of(source, config)
     late, early = stream[40], stream[1]
-    fresh = TrainStream(source, config, want_unlabeled=True)
+    fresh = stream_of(source, config)
     assert isinstance(late, TrainBatch)
     assert_equal(early, fresh[1])
     assert_equal(late, fresh[40])

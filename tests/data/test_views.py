@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from allspark.config.schema import ViewConfig
 from allspark.data.colour import shift_hue
-from allspark.data.views import draw_geometry, labeled_view, unlabeled_view
+from allspark.data.views import draw_geometry, labeled_view, unlabeled_views
 
 PLAIN = ViewConfig(jitter_p=0, grey_p=0, blur_p=0)
 
@@ -106,11 +106,28 @@ def test_unlabeled_view_equals_the_plain_way(height, width, crop_h, crop_w):
     image, _ = picture(height, width)
     config = ViewConfig(scale=(0.3, 3.0))
     for seed in range(20):
-        got, valid = unlabeled_view(image, (crop_h, crop_w), config, np.random.default_rng(seed))
+        got, valid, strong = unlabeled_views(image, (crop_h, crop_w), config, np.random.default_rng(seed))
         want, padded = plain_geometry(image, None, (crop_h, crop_w), config, np.random.default_rng(seed))
         np.testing.assert_array_equal(got, np.asarray(want))
         np.testing.assert_array_equal(valid, padded == 0)
-        assert valid.dtype == np.bool_
+        assert valid.dtype == np.bool_ and strong == []
+
+
+@pytest.mark.parametrize(("height", "width", "crop_h", "crop_w"), SHAPES)
+def test_strong_views_are_the_same_crop_in_other_colours(height, width, crop_h, crop_w):
+    """Each as if the whole crop, padding and all, had been recoloured; the weak view does not notice them."""
+    image, mask = picture(height, width)
+    config = ViewConfig(scale=(0.3, 3.0))
+    for seed in range(10):
+        rngs = [np.random.default_rng(100 + seed + v) for v in range(2)]
+        weak, _, strong = unlabeled_views(image, (crop_h, crop_w), config, np.random.default_rng(seed), rngs)
+        want, _ = plain_geometry(image, None, (crop_h, crop_w), config, np.random.default_rng(seed))
+        np.testing.assert_array_equal(weak, np.asarray(want))
+        for v, view in enumerate(strong):
+            recoloured = plain_colour(want, config, np.random.default_rng(100 + seed + v))
+            np.testing.assert_array_equal(view, np.asarray(recoloured))
+        plain, _ = labeled_view(image, mask, (crop_h, crop_w), config, np.random.default_rng(seed), strong=False)
+        np.testing.assert_array_equal(plain, weak)  # a weak labelled view is the same function
 
 
 def test_strong_blur_over_padding_equals_the_plain_way():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, open_run, save_checkpoint
+from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from allspark.engine.run import open_run
 from allspark.errors import CheckpointError
 
 META = {"format": 1, "classes": ["a", "b"], "note": "ü"}

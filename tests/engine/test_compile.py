@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
 torch.set_num_threads(1)
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.engine.train import train
 from allspark.config.files import apply_overrides, load_config
 

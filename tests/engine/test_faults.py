@@ -21,11 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
-from allspark.batch import StepOutput
+from allspark.batch import StepOutput, Term
 from allspark.cli.app import main
+from allspark.config.schema import Config
 from allspark.data.image import write_mask
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from allspark.engine.run_folder import claim
+from allspark.engine.run_folder import RunFolder
 from allspark.methods import METHODS
 from tests.conftest import TINY
 
@@ -134,7 +135,8 @@ def not_a_number(scene: Scene) -> list[str]:
 
     def breaks(self, batch, progress):
         output = forward(self, batch, progress)
-        return StepOutput(output.loss * float("nan"), output.metrics) if progress.step == 2 else output
+        nan = Term(torch.tensor(float("nan"), requires_grad=True), torch.tensor(1))
+        return StepOutput({"labeled": nan}, output.metrics) if progress.step == 2 else output
 
     scene.patch.setattr(METHODS["allspark"], "forward", breaks)
     return ["train.checkpoint_every=1"]
@@ -156,7 +158,7 @@ def worker_dies(scene: Scene) -> list[str]:
 
 def full_disk(scene: Scene) -> list[str]:
     """A real limit on the size of files, from the second checkpoint on."""
-    from allspark.engine import train as module
+    from allspark.engine import run_folder as module
 
     save, count = module.save_checkpoint, [0]
 
@@ -185,16 +187,13 @@ def read_only(scene: Scene) -> None:
 
 
 def folder_vanishes(scene: Scene) -> list[str]:
-    from allspark.engine import train as module
+    from allspark.engine.bar import Bar
 
-    update = module.update
-
-    def and_gone(session, parts):
-        update(session, parts)
-        if session.state.step == 2:
+    def and_gone(self, step):
+        if step == 2:
             shutil.rmtree(scene.out)
 
-    scene.patch.setattr(module, "update", and_gone)
+    scene.patch.setattr(Bar, "advance", and_gone)
     return ["train.log_every=100"]
 
 
@@ -202,10 +201,8 @@ def claimed(scene: Scene) -> None:
     """Another process that trains there; locks belong to processes."""
     scene.out.mkdir()
     if (child := os.fork()) == 0:
-        held = claim(scene.out)
-        (scene.out / "config.yaml").write_text("")
-        signal.pause()
-        held.close()
+        with RunFolder(scene.out).claimed(Config()):
+            signal.pause()
     while not (scene.out / "config.yaml").exists():
         pass
     scene.patch.setattr(scene, "child", child, raising=False)

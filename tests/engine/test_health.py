@@ -11,7 +11,7 @@ from allspark.config.schema import EvalConfig
 from allspark.data.image import normalize, read_image, read_mask
 from allspark.data.sets import open_source
 from allspark.engine import health
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.engine.train import train
 from allspark.inference.predictor import Predictor
 from allspark.methods.base import class_pixels

@@ -11,7 +11,7 @@ import torch
 
 from allspark.config.files import apply_overrides, load_recipe, save_config
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from tests.conftest import TINY
 
 # A process that has imported everything and forks the runs, so that fifty starts take seconds.

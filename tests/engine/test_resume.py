@@ -12,10 +12,11 @@ import torch
 from allspark.config.files import apply_overrides, load_config
 from allspark.engine import train as train_module
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError
 from allspark.runtime.signals import Interrupted, StopRequest
+from tests.helpers import Lines, StopAfter, assert_same_run, link_to
 
 
 @pytest.fixture
@@ -23,58 +24,15 @@ def config(tiny_config, tiny_folder):
     return apply_overrides(tiny_config, [f"data.root={tiny_folder}", "train.checkpoint_every=100"])
 
 
-class Lines(train_module.Silent):
-    """Keeps what the user would read."""
-
-    def __init__(self):
-        self.lines = []
-
-    def note(self, line):
-        self.lines.append(line)
-
-
-def same_result(left, right):
-    assert [r["loss"] for r in read_log(left) if "loss" in r] == [r["loss"] for r in read_log(right) if "loss" in r]
-    assert [r["iou"] for r in read_log(left) if "iou" in r] == [r["iou"] for r in read_log(right) if "iou" in r]
-    a, b = (load_checkpoint(checkpoint_path(run, "last")).tensors for run in (left, right))
-    assert a.keys() == b.keys()
-    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
-
-
-def stop_after(monkeypatch, steps, act=lambda: signal.raise_signal(signal.SIGINT)):
-    """Let training be interrupted once, after some steps of this process."""
-    update, count = train_module.update, [0]
-
-    def counted(session, parts):
-        update(session, parts)
-        count[0] += 1
-        if count[0] == steps:
-            act()
-
-    monkeypatch.setattr(train_module, "update", counted)
-
-
-def copy_of(folder, target):
-    """A data set whose lists may be changed: links to the pictures, copies of the rest."""
-    target.mkdir()
-    for path in folder.iterdir():
-        if path.is_dir():
-            (target / path.name).symlink_to(path)
-        else:
-            (target / path.name).write_bytes(path.read_bytes())
-    return target
-
-
 @pytest.mark.parametrize("override", ["optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7"])
 def test_settings_that_touch_the_step_resume_exactly(config, tmp_path, monkeypatch, override):
     config = apply_overrides(config, [override, "train.log_every=3"])
     train(config, tmp_path / "whole")
-    stop_after(monkeypatch, 3)
     with pytest.raises(Interrupted) as stopped:
-        train(config, tmp_path / "parts")
+        train(config, tmp_path / "parts", sinks=[StopAfter(3)])
     assert stopped.value.exit_code == 130
     train(config, tmp_path / "parts", resume=True)
-    same_result(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_signal_to_the_whole_job_finishes_the_step(config, tmp_path):
@@ -101,7 +59,7 @@ def test_a_signal_to_the_whole_job_finishes_the_step(config, tmp_path):
     assert "allspark train --out" in out and "Traceback" not in errors
     assert load_checkpoint(checkpoint_path(tmp_path / "parts", "last")).meta["state"]["step"] >= 2
     train(config, tmp_path / "parts", resume=True)
-    same_result(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_second_ctrl_c_does_not_wait():
@@ -131,13 +89,12 @@ def test_a_bad_image_costs_no_step_that_was_done(config, tmp_path, tiny_folder, 
     assert load_checkpoint(checkpoint_path(tmp_path / "parts", "last")).meta["state"]["step"] == 3
     monkeypatch.setattr(train_module, "train_batches", batches)
     train(apply_overrides(config, ["data.on_bad_image=skip"]), tmp_path / "parts", resume=True)
-    same_result(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_resume_needs_no_pretrained_weights(config, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", sinks=[StopAfter(1)])
     gone = apply_overrides(config, [f"model.pretrained={tmp_path / 'gone.pth'}"])
     with pytest.raises(CheckpointError, match=r"gone\.pth"):
         train(gone, tmp_path / "other")
@@ -145,23 +102,21 @@ def test_a_resume_needs_no_pretrained_weights(config, tmp_path, monkeypatch):
 
 
 def test_what_may_change_is_said_and_kept(config, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run")
-    ui = Lines()
+        train(config, tmp_path / "run", sinks=[StopAfter(1)])
+    said = Lines()
     changes = ["data.workers=1", "data.keep_decoded=0", "model.activation_checkpointing=true"]
-    train(apply_overrides(config, changes), tmp_path / "run", resume=True, ui=ui)
-    assert "note: goes on with data.workers = 1, before it was 0" in ui.lines
-    assert "note: goes on with model.activation_checkpointing = True, before it was False" in ui.lines
+    train(apply_overrides(config, changes), tmp_path / "run", resume=True, sinks=[said])
+    assert "note: goes on with data.workers = 1, before it was 0" in said.lines
+    assert "note: goes on with model.activation_checkpointing = True, before it was False" in said.lines
     assert load_config(tmp_path / "run" / "config.yaml").data.workers == 1
 
 
 def test_other_images_are_refused(config, tmp_path, tiny_folder, monkeypatch):
-    root = copy_of(tiny_folder, tmp_path / "data")
+    root = link_to(tiny_folder, tmp_path / "data")
     config = apply_overrides(config, [f"data.root={root}"])
-    stop_after(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", sinks=[StopAfter(1)])
     before = checkpoint_path(tmp_path / "run", "last").read_bytes()
     names = (root / "val.txt").read_text().splitlines()
     (root / "val.txt").write_text("\n".join(names[1:]) + "\n")
@@ -173,10 +128,9 @@ def test_other_images_are_refused(config, tmp_path, tiny_folder, monkeypatch):
 
 
 def test_a_moved_data_set_is_taken(config, tmp_path, tiny_folder, monkeypatch):
-    stop_after(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run")
-    moved = apply_overrides(config, [f"data.root={copy_of(tiny_folder, tmp_path / 'moved')}"])
+        train(config, tmp_path / "run", sinks=[StopAfter(1)])
+    moved = apply_overrides(config, [f"data.root={link_to(tiny_folder, tmp_path / 'moved')}"])
     assert train(moved, tmp_path / "run", resume=True).steps == 4
 
 
@@ -184,26 +138,24 @@ def test_the_loss_scale_of_fp16_goes_on(config, tmp_path, monkeypatch):
     """A scaler on the CPU stands in for the GPU's: powers of two change no result, and its count is kept."""
     plain = train_module.start_processes
 
-    def scaled(config):
-        accelerator = plain(config)
+    def scaled(*arguments):
+        accelerator = plain(*arguments)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
         return accelerator
 
     monkeypatch.setattr(train_module, "start_processes", scaled)
     train(config, tmp_path / "whole")
-    stop_after(monkeypatch, 2)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "parts")
+        train(config, tmp_path / "parts", sinks=[StopAfter(2)])
     train(config, tmp_path / "parts", resume=True)
     a, b = (load_checkpoint(checkpoint_path(tmp_path / run, "last")).meta["scaler"] for run in ("whole", "parts"))
     assert a == b and a["scale"] == 8.0 and a["_growth_tracker"] == 1
-    same_result(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_unfinished_writes_of_a_killed_run_are_removed(config, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", sinks=[StopAfter(1)])
     debris = [tmp_path / "run" / "checkpoints" / ".last.safetensors.x1.tmp", tmp_path / "run" / ".log.csv.x2.tmp"]
     for path in debris:
         path.write_bytes(b"half")
@@ -212,9 +164,8 @@ def test_unfinished_writes_of_a_killed_run_are_removed(config, tmp_path, monkeyp
 
 
 def test_a_damaged_checkpoint_is_not_resumed(config, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", sinks=[StopAfter(1)])
     path = checkpoint_path(tmp_path / "run", "last")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=str(path)):
@@ -224,7 +175,7 @@ def test_a_damaged_checkpoint_is_not_resumed(config, tmp_path, monkeypatch):
 def test_a_finished_run_says_so(config, tmp_path):
     first = train(config, tmp_path / "run")
     before = checkpoint_path(tmp_path / "run", "last").read_bytes()
-    ui = Lines()
-    assert train(config, tmp_path / "run", resume=True, ui=ui) == first
-    assert "finished already, 4 of 4 steps" in ui.lines[-1]
+    said = Lines()
+    assert train(config, tmp_path / "run", resume=True, sinks=[said]) == first
+    assert "finished already, 4 of 4 steps" in said.lines[-1]
     assert checkpoint_path(tmp_path / "run", "last").read_bytes() == before

@@ -11,21 +11,21 @@ import time
 import pytest
 import torch
 
-from allspark.batch import Progress, StepOutput
+from allspark.batch import Progress, StepOutput, Term
 from allspark.config.files import apply_overrides, load_config, save_config
 from allspark.data.image import read_image
 from allspark.data.sets import open_source
 from allspark.data.stream import TrainStream
-from allspark.engine import train as train_module
-from allspark.engine.checkpoint import begin_with, checkpoint_path, load_checkpoint, open_run
-from allspark.engine.log import read_log
+from allspark.engine import run_folder
+from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.result import read_result
+from allspark.engine.run import begin_with, open_run
+from allspark.engine.sinks import read_log
 from allspark.engine.train import train
-from allspark.engine.ui import Silent
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
 from allspark.runtime.signals import Interrupted
-from tests.engine.test_resume import Lines
+from tests.helpers import Lines, StopAfter, assert_same_run, losses
 
 
 @pytest.fixture
@@ -33,18 +33,13 @@ def config(tiny_config, tiny_folder):
     return apply_overrides(tiny_config, [f"data.root={tiny_folder}", "train.checkpoint_every=1"])
 
 
-def losses(run):
-    return [(row["step"], row["loss"]) for row in read_log(run) if "loss" in row]
+def stream_of(source, config, method):
+    return TrainStream(source, config.data, config.views, method.views, seed=config.seed, rank=0, world=1)
 
 
-def same_end(left, right):
-    """Checkpoints that agree in every bit: weights, memory, momentum, random states, scores."""
-    a, b = (load_checkpoint(checkpoint_path(run, "last")) for run in (left, right))
-    assert a.tensors.keys() == b.tensors.keys()
-    for name, tensor in a.tensors.items():
-        assert torch.equal(tensor, b.tensors[name]), name
-    for key in ("step", "best", "last"):
-        assert a.meta["state"][key] == b.meta["state"][key]
+def broken_loss(output, value=float("nan")):
+    term = Term(torch.tensor(value, requires_grad=True), torch.tensor(1))
+    return StepOutput({name: term for name in output.terms}, output.metrics, output.class_pixels)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -74,41 +69,23 @@ def test_learning_rate_follows_poly_from_the_first_step(config, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_resume_is_exact(config, tmp_path, monkeypatch, workers, stop_after):
-    config = apply_overrides(config, [f"data.workers={workers}", "method.warmup_epochs=0.5"])
+def test_resume_is_exact(config, tmp_path, workers, stop_after):
+    config = apply_overrides(config, [f"data.workers={workers}", "model.bottleneck_warmup_epochs=0.5"])
     train(config, tmp_path / "whole")
-    count = itertools.count(1)
-    update = train_module.update
-
-    def stop_then(session, batches):
-        update(session, batches)
-        if next(count) == stop_after:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(train_module, "update", stop_then)
+    stop = StopAfter(stop_after, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted, match="--resume") as stopped:
-        train(config, tmp_path / "parts")
+        train(config, tmp_path / "parts", sinks=[stop])
     assert stopped.value.exit_code == 143
-    monkeypatch.setattr(train_module, "update", update)
     train(config, tmp_path / "parts", resume=True)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_resume_inside_a_log_row_keeps_its_mean(config, tmp_path, monkeypatch):
+def test_resume_inside_a_log_row_keeps_its_mean(config, tmp_path):
     config = apply_overrides(config, ["train.log_every=3"])
     train(config, tmp_path / "whole")
-    update = train_module.update
-
-    def stop_then(session, batches):
-        update(session, batches)
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(train_module, "update", stop_then)
     for attempt in range(3):
         with pytest.raises(Interrupted):
-            train(config, tmp_path / "parts", resume=attempt > 0)
-    monkeypatch.setattr(train_module, "update", update)
+            train(config, tmp_path / "parts", resume=attempt > 0, sinks=[StopAfter(1)])
     train(config, tmp_path / "parts", resume=True)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
@@ -132,12 +109,11 @@ def test_a_killed_process_resumes_exactly(config, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     train(config, tmp_path / "parts", resume=True)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_validation_does_not_disturb_training(config, tmp_path):
-    often = apply_overrides(config, ["train.steps_per_epoch=1", "train.epochs=4", "method.warmup_epochs=2"])
+    often = apply_overrides(config, ["train.steps_per_epoch=1", "train.epochs=4", "model.bottleneck_warmup_epochs=2"])
     rarely = apply_overrides(often, ["train.eval_every=4"])
     train(often, tmp_path / "often")
     train(rarely, tmp_path / "rarely")
@@ -157,7 +133,7 @@ def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
     encoder = set(method.segmenter.encoder.parameters())
     groups = [{"params": [p for p in method.parameters() if (p in encoder) == inside]} for inside in (True, False)]
     optimizer = torch.optim.SGD(groups, 0.01, momentum=0.9, weight_decay=1e-4)
-    stream = TrainStream(source, config, want_unlabeled=True)
+    stream = stream_of(source, config, method)
     expected = []
     for step in range(4):
         for group, factor in zip(optimizer.param_groups, (1, config.optim.head_multiplier), strict=True):
@@ -243,7 +219,7 @@ def test_the_step_that_broke_is_named_and_nothing_broken_is_saved(config, tmp_pa
 
     def breaks(self, batch, progress):
         output = forward(self, batch, progress)
-        return StepOutput(output.loss * float("nan"), output.metrics) if progress.step == 4 else output
+        return broken_loss(output) if progress.step == 4 else output
 
     monkeypatch.setattr(METHODS["allspark"], "forward", breaks)
     config = apply_overrides(
@@ -281,34 +257,29 @@ def test_a_corrupt_file_in_mid_training_is_named(config, broken, tmp_path):
 
 
 def test_a_corrupt_file_can_be_skipped(config, broken, tmp_path):
-    lines = []
-
-    class Collect(train_module.Silent):
-        def note(self, line):
-            lines.append(line)
-
+    said = Lines()
     skip = apply_overrides(config, [f"data.root={broken}", "data.on_bad_image=skip"])
-    assert train(skip, tmp_path / "run", ui=Collect()).steps == 4
-    assert any(line.startswith("skipped") and "unlabeled_0003.png" in line for line in lines)
+    assert train(skip, tmp_path / "run", sinks=[said]).steps == 4
+    assert any(line.startswith("skipped") and "unlabeled_0003.png" in line for line in said.lines)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
     written = itertools.count(1)
-    save = train_module.save_checkpoint
+    save = run_folder.save_checkpoint
 
     def full(path, tensors, meta):
         if next(written) == 2:
             raise OSError(28, "No space left on device", str(path))
         save(path, tensors, meta)
 
-    monkeypatch.setattr(train_module, "save_checkpoint", full)
+    monkeypatch.setattr(run_folder, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path / "run")
     assert load_checkpoint(checkpoint_path(tmp_path / "run", "last")).meta["state"]["step"] == 1
-    monkeypatch.setattr(train_module, "save_checkpoint", save)
+    monkeypatch.setattr(run_folder, "save_checkpoint", save)
     train(config, tmp_path / "whole")
     train(config, tmp_path / "run", resume=True)
-    same_end(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -330,14 +301,15 @@ def test_what_cannot_work_leaves_nothing_behind(config, tmp_path, override, erro
 def test_two_runs_never_share_a_folder(config, tmp_path):
     out = tmp_path / "run"
     code = (
-        "from pathlib import Path\nfrom allspark.engine.run_folder import claim\n"
-        f"lock = claim(Path({str(out)!r}))\ninput('mine')"
+        "from pathlib import Path\nfrom allspark.config.schema import Config\n"
+        "from allspark.engine.run_folder import RunFolder\n"
+        f"with RunFolder(Path({str(out)!r})).claimed(Config()): input('mine')"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.read(4) == b"mine"
         with pytest.raises(ConfigError, match=r"run: another process is training"):
             train(config, out)
-        assert not (out / "config.yaml").exists()
+        assert not (out / "checkpoints").exists()
         other.stdin.close()
     assert train(config, tmp_path / "run").steps == 4  # the folder is free again
 
@@ -371,11 +343,9 @@ def test_unreadable_validation_images_are_passed_over_when_told_to(config, tmp_p
     victim = open_source(config.data).val[0].image.relative_to(tiny_folder)
     (root / victim).write_bytes((root / victim).read_bytes()[:300])
     config = apply_overrides(config, [f"data.root={root}", "data.on_bad_image=skip", "train.epochs=1"])
-    notes = []
-    ui = Silent()
-    ui.note = notes.append
-    result = train(config, tmp_path / "run", ui=ui)
-    assert result.last is not None and any(str(victim) in line and line.startswith("skipped") for line in notes)
+    said = Lines()
+    result = train(config, tmp_path / "run", sinks=[said])
+    assert result.last is not None and any(str(victim) in line and line.startswith("skipped") for line in said.lines)
 
 
 def test_a_result_says_what_a_table_needs(config, tmp_path):
@@ -391,9 +361,10 @@ def test_training_begins_with_the_weights_of_another_run(config, tmp_path):
     supervised = apply_overrides(config, ["method.name=supervised"])
     train(supervised, tmp_path / "first")
     begun = apply_overrides(config, [f"train.begin_with={tmp_path / 'first'}"])
-    segmenter = build_method(begun, 6).segmenter
+    method = build_method(begun, 6)
+    segmenter = method.segmenter
     drawn = {name: tensor.clone() for name, tensor in segmenter.state_dict().items()}
-    line = begin_with(segmenter, tmp_path / "first")
+    line = begin_with(method, tmp_path / "first")
     theirs = load_checkpoint(checkpoint_path(tmp_path / "first", "last")).part("model.")
     assert "bottleneck" in line
     for name, tensor in segmenter.state_dict().items():
@@ -407,20 +378,20 @@ def test_training_begins_with_the_weights_of_another_run(config, tmp_path):
 
 @pytest.mark.parametrize(("batch", "accumulate", "rate"), [(8, 2, 0.01), (16, 1, 0.0025), (None, 3, 0.01)])
 def test_the_learning_rate_follows_the_number_of_images_an_update(config, tmp_path, batch, accumulate, rate):
-    notes = []
-    ui = Silent()
-    ui.note = notes.append
+    said = Lines()
     config = apply_overrides(config, [f"optim.lr_batch={batch or ''}", f"optim.accumulate={accumulate}"])
-    train(config, tmp_path / "run", ui=ui)
+    train(config, tmp_path / "run", sinks=[said])
     assert read_log(tmp_path / "run")[0]["lr"] == pytest.approx(rate)
-    said = [line for line in notes if "images an update" in line]
-    assert said == (["note: 4 images an update, optim.lr 0.01 is meant for 16: 0.0025 is used"] if rate != 0.01 else [])
+    lines = [line for line in said.lines if "images an update" in line]
+    assert lines == (
+        ["note: 4 images an update, optim.lr 0.01 is meant for 16: 0.0025 is used"] if rate != 0.01 else []
+    )
 
 
 def test_ohem_is_the_loss_of_labelled_images_only(config):
     changes = ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"]
     config = apply_overrides(config, changes)
-    batch = TrainStream(open_source(config.data), config, want_unlabeled=True)[0]
+    source = open_source(config.data)
     for name in METHODS:
         torch.manual_seed(0)
         method = build_method(apply_overrides(config, [f"method.name={name}"]), 6)
@@ -429,10 +400,11 @@ def test_ohem_is_the_loss_of_labelled_images_only(config):
         outputs = []
         for one in (method, plain):
             torch.manual_seed(1)
-            outputs.append(one(batch, Progress(0, 2, 4)).metrics)
-        assert outputs[0]["loss_labeled"] > outputs[1]["loss_labeled"]  # hard pixels only
-        if name != "supervised":
-            assert outputs[0]["loss_unlabeled"] == outputs[1]["loss_unlabeled"]
+            terms = one(stream_of(source, config, one)[0], Progress(0, 2, 4)).terms
+            outputs.append({key: term.mean().detach() for key, term in terms.items()})
+        mined = {key for key in outputs[0] if key.startswith("labeled")}
+        assert all(outputs[0][key] > outputs[1][key] for key in mined)  # hard pixels only
+        assert all(outputs[0][key] == outputs[1][key] for key in outputs[0].keys() - mined)
 
 
 def test_a_step_whose_loss_is_not_finite_can_be_skipped(config, tmp_path, monkeypatch):
@@ -448,16 +420,16 @@ def test_a_step_whose_loss_is_not_finite_can_be_skipped(config, tmp_path, monkey
         output.loss.backward()
         for buffer in self.buffers():  # as activations that are not finite would
             buffer.mul_(float("nan")) if buffer.is_floating_point() else buffer.add_(1)
-        return StepOutput(torch.tensor(float("inf"), requires_grad=True), output.metrics, output.class_pixels)
+        return broken_loss(output, float("inf"))
 
     monkeypatch.setattr(METHODS["allspark"], "forward", breaks)
-    ui = Lines()
+    said = Lines()
     config = apply_overrides(config, ["train.on_nan=skip", "train.steps_per_epoch=5", "train.epochs=1"])
-    result = train(config, tmp_path / "run", ui=ui)
+    result = train(config, tmp_path / "run", sinks=[said])
     assert result.steps == 5
     assert all(torch.equal(tensor, states[2][name]) for name, tensor in states[3].items())
     assert not torch.equal(*(states[i]["segmenter.decoder.classifier.weight"] for i in (3, 4)))
-    (line,) = [line for line in ui.lines if "skipped" in line]
+    (line,) = [line for line in said.lines if "skipped" in line]
     assert line.startswith("skipped: step 3, whose loss is not finite (images labeled_")
     rows = [row["step"] for row in read_log(tmp_path / "run") if "loss" in row]
     assert rows == [1, 2, 4, 5]

@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from allspark.batch import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.config.schema import Config
-from allspark.engine.optim import build_optimizer, poly, set_lr
+from allspark.engine.optim import build_optimizer, schedule, set_lr
 from allspark.methods.allspark import AllSpark
-from allspark.models.allspark import _PUBLISHED_NAMES as BOTTLENECK_NAMES
-from allspark.models.allspark import AllSparkBottleneck
-from allspark.models.decoders import _PUBLISHED_NAMES as HEAD_NAMES
+from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import SegformerHead
 from allspark.models.encoders import published_encoder
+from allspark.models.published import BOTTLENECK_NAMES, HEAD_NAMES
 from allspark.models.segmenter import Segmenter
 from tests.golden.arrays import Arrays
 
@@ -67,11 +66,11 @@ def test_encoder_maps():
 
 
 @pytest.fixture
-def method(monkeypatch):
+def method():
     """AllSpark's training step around the published network."""
     network = Segmenter.from_reference(Arrays("train_steps").part("state."), dropout=0.0, drop_path=0.0)
-    monkeypatch.setattr("allspark.methods.base.build_segmenter", lambda *_: network)
-    return AllSpark(Config.model_validate({"method": {"warmup_epochs": 1}}), 5).train()
+    network.bottleneck.warmup_epochs = 1
+    return AllSpark(AllSpark.settings(), lambda: network).train()
 
 
 def test_four_training_steps(method):
@@ -82,14 +81,14 @@ def test_four_training_steps(method):
     total, warmup = int(arrays["total_steps"]), int(arrays["warmup_steps"])
     for step in range(total):
         # The published schedule is one step late.
-        factor = poly(max(step - 1, 0), total, config.optim.power)
+        factor = schedule(max(step - 1, 0), total, config.optim)
         set_lr(optimizer, config.optim, factor)
         close(torch.tensor([g["lr"] for g in optimizer.param_groups], dtype=torch.float64), arrays["lr_per_step"][step])
         image_l, image_u, mask_l = (arrays[f"step{step}.{name}"] for name in ("image_l", "image_u", "mask_l"))
         batch = TrainBatch(LabeledBatch(image_l.double(), mask_l.long()), UnlabeledBatch(image_u.double()))
         output = method(batch, Progress(step, warmup, total))
-        losses = [output.metrics["loss_labeled"], output.metrics["loss_unlabeled"], output.loss.detach()]
-        close(torch.stack(losses), arrays["losses"][step])
+        losses = [*(output.terms[name].mean() for name in ("labeled", "unlabeled")), output.loss]
+        close(torch.stack(losses).detach(), arrays["losses"][step])
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

@@ -10,11 +10,12 @@ from allspark.data.source import Sample, Source, default_palette
 from allspark.errors import CheckpointError, DataError
 from allspark.inference.evaluate import evaluate
 from allspark.inference.predictor import Predictor
+from tests.helpers import LogitsOf
 
 SIZES = [(8, 12), (8, 12), (8, 12), (12, 8), (8, 12), (1, 1)]
 
 
-class Net(nn.Module):
+class Net(LogitsOf):
     """Looks at the whole image, so that a wrong crop or a neighbour in the batch would show."""
 
     def __init__(self, num_classes=3):

@@ -4,18 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from torch import nn
 
 from allspark.config.schema import EvalConfig
 from allspark.data.source import default_palette
 from allspark.errors import DataError
 from allspark.inference.files import Input, expand_inputs, output_names, predict_files
 from allspark.inference.predictor import Predictor
+from tests.helpers import LogitsOf
 
 PALETTE = default_palette(2)
 
 
-class Brightness(nn.Module):
+class Brightness(LogitsOf):
     """Class 1 where a pixel is bright."""
 
     def forward(self, image):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allspark.inference.window import plan, windowed
-from allspark.kernels.logits import Logits
+from tests.helpers import pixels
 
 sizes = st.integers(1, 40)
 
@@ -91,7 +91,7 @@ def test_stitched_result_equals_a_window_loop(size, window, stride, images, batc
 
     def forward(crops):
         calls.append(len(crops))
-        return Logits.of_pixels(context_net(crops))
+        return pixels(context_net(crops))
 
     stitched = windowed(forward, image, window, stride, batch)
     expected = torch.stack([naive(one, window, stride) for one in image])
@@ -102,7 +102,7 @@ def test_stitched_result_equals_a_window_loop(size, window, stride, images, batc
 
 def test_sums_are_single_precision_when_the_network_computes_in_half():
     image = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    half = windowed(lambda crops: Logits.of_pixels(context_net(crops).bfloat16()), image, (4, 4), 0.3, 2)
+    half = windowed(lambda crops: pixels(context_net(crops).bfloat16()), image, (4, 4), 0.3, 2)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.sum(1), torch.ones(1, 9, 9), rtol=1e-6, atol=1e-6)
 

@@ -11,7 +11,7 @@ from transformers.models.segformer.modeling_segformer import SegformerMixMLP
 from allspark.config.schema import ModelConfig
 from allspark.kernels.mix_ffn import MixFFN, save_memory
 from allspark.models.encoders import build_encoder
-from tests.models.test_encoders import TINY
+from tests.fakes import ENCODERS
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def test_gradients_pass_under_mixed_precision(blocks):
 
 
 def test_every_block_of_the_encoder_is_lean_and_keeps_its_names():
-    config = ModelConfig(encoder="segformer", encoder_config=TINY["segformer"], pretrained="none")
+    config = ModelConfig(encoder="segformer", encoder_config=ENCODERS["segformer"], pretrained="none")
     encoder = build_encoder(config)
     assert sum(isinstance(module, MixFFN) for module in encoder.modules()) == 4
-    relu = config.model_copy(update={"encoder_config": {**TINY["segformer"], "hidden_act": "relu"}})
+    relu = config.model_copy(update={"encoder_config": {**ENCODERS["segformer"], "hidden_act": "relu"}})
     plain = build_encoder(relu)
     assert not any(isinstance(module, MixFFN) for module in plain.modules())
     assert plain.state_dict().keys() == encoder.state_dict().keys()

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allspark.kernels.logits import Logits
 from allspark.methods.losses import cross_entropy, ohem_cross_entropy
+from tests.helpers import pixels
 
 
 def naive(logits, target, threshold, min_kept):
@@ -38,7 +38,7 @@ def test_ohem_equals_the_plain_version_in_value_and_gradient(seed, threshold, mi
     logits = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 4, (2, 5, 6))
     target[torch.rand(target.shape) < ignored] = 255
-    loss = ohem_cross_entropy(Logits.of_pixels(logits), target, threshold=threshold, min_kept=min_kept)
+    loss = ohem_cross_entropy(pixels(logits), target, threshold=threshold, min_kept=min_kept).mean()
     expected = naive(logits, target, threshold, min_kept)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
@@ -47,6 +47,6 @@ def test_ohem_equals_the_plain_version_in_value_and_gradient(seed, threshold, mi
 
 def test_keeping_every_pixel_is_cross_entropy():
     logits, target = torch.randn(1, 3, 8, 8, dtype=torch.float64), torch.randint(0, 3, (1, 8, 8))
-    every = ohem_cross_entropy(Logits.of_pixels(logits), target, threshold=0.0, min_kept=10**9)
-    torch.testing.assert_close(every, cross_entropy(Logits.of_pixels(logits), target), rtol=1e-12, atol=0)
+    every = ohem_cross_entropy(pixels(logits), target, threshold=0.0, min_kept=10**9).mean()
+    torch.testing.assert_close(every, cross_entropy(pixels(logits), target).mean(), rtol=1e-12, atol=0)
     torch.testing.assert_close(every, F.cross_entropy(logits, target), rtol=1e-12, atol=0)

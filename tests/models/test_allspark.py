@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allspark.batch import Guide
 from allspark.errors import CheckpointError
-from allspark.models.allspark import AllSparkBottleneck, SemanticMemory, group_channels
+from allspark.models.allspark import AllSparkBottleneck, Guide, SemanticMemory, group_channels
 
 
 def bottleneck(**kwargs):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from allspark.config.schema import Config, ModelConfig
 from allspark.models.decoders import DeepLabV3Plus
 from allspark.models.segmenter import build_segmenter
-from tests.models.test_encoders import TINY, tiny
+from tests.fakes import ENCODERS, tiny
 
 
 def naive(state, low, high, rates, training):
@@ -63,7 +63,7 @@ def test_the_baseline_has_the_published_shape():
     """ResNet-101 with DeepLabV3+ at output stride 16: 59.3 million parameters in the usual configuration."""
     model = ModelConfig(encoder="resnet-101", decoder="deeplabv3plus", output_stride=16, pretrained="none")
     with torch.device("meta"):
-        network = build_segmenter(Config(method={"name": "supervised"}, model=model), 21, load_weights=False)
+        network = build_segmenter(model, 21, (64, 64), load_weights=False)
         logits = network(torch.zeros(2, 3, 513, 513))
     assert logits.shape == (2, 21, 513, 513) and network.num_classes == 21
     assert network.decoder.pyramid[2][0].dilation == (12, 12) and network.decoder.pyramid[0][0].out_channels == 256
@@ -72,16 +72,16 @@ def test_the_baseline_has_the_published_shape():
 
 def test_rates_double_at_stride_8():
     model = tiny("resnet", decoder="deeplabv3plus", output_stride=8, decoder_channels=8)
-    network = build_segmenter(Config(model=model), 3)
+    network = build_segmenter(model, 3, (64, 64))
     assert [branch[0].dilation[0] for branch in network.decoder.pyramid] == [1, 12, 24, 36]
 
 
-@pytest.mark.parametrize("encoder", TINY)
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("size", [(1, 1), (50, 77)])
 def test_logits_of_deeplab_have_the_image_size_on_every_encoder(encoder, size):
     torch.manual_seed(0)
     config = Config(model=tiny(encoder, decoder="deeplabv3plus", decoder_channels=8))
-    network = build_segmenter(config, 4).double().eval()
+    network = build_segmenter(config.model, 4, config.data.crop).double().eval()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     together = network(images)
     assert together.shape == (2, 4, *size)

@@ -17,21 +17,10 @@ from allspark.config.schema import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.models.encoders import MIT_PRESETS, build_encoder, freeze_unused, resolve_encoder
 from allspark.models.segmenter import build_segmenter
-
-TINY = {
-    "segformer": {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 5, 8]},
-    "swin": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4},
-    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
-    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 2]},
-    "dinov2": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2},
-}
+from tests.fakes import ENCODERS, tiny
 
 
-def tiny(name, **kwargs):
-    return ModelConfig(encoder=name, encoder_config=TINY[name], pretrained="none", **kwargs)
-
-
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("size", [(64, 64), (75, 50), (1, 1), (33, 128)])
 def test_maps_have_the_promised_channels_and_grid(name, size):
     encoder = build_encoder(tiny(name)).eval()
@@ -43,11 +32,11 @@ def test_maps_have_the_promised_channels_and_grid(name, size):
         assert tuple(feature.shape[2:]) == tuple(-(-side // stride) for side in padded)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_logits_have_the_image_size_and_ignore_the_batch(name):
     config = Config(model=tiny(name, decoder_channels=16))
     torch.manual_seed(0)
-    network = build_segmenter(config, 4).double().eval()
+    network = build_segmenter(config.model, 4, config.data.crop).double().eval()
     images = torch.randn(3, 3, 50, 77, dtype=torch.float64)
     together = network(images)
     assert together.shape == (3, 4, 50, 77)
@@ -67,13 +56,13 @@ def test_presets_are_segformer_sizes():
 @pytest.mark.parametrize(("name", "width"), [("mit-b0", 256), ("mit-b2", 768)])
 def test_head_grows_with_the_encoder(name, width):
     with torch.device("meta"):
-        network = build_segmenter(Config(model=ModelConfig(encoder=name, pretrained="none")), 3, load_weights=False)
+        network = build_segmenter(ModelConfig(encoder=name, pretrained="none"), 3, (64, 64), load_weights=False)
     assert network.decoder.classifier.in_channels == width
 
 
 def test_local_folder_and_its_resolved_form(tmp_path):
     torch.manual_seed(0)
-    saved = SwinBackbone(AutoConfig.for_model("swin", **TINY["swin"]))
+    saved = SwinBackbone(AutoConfig.for_model("swin", **ENCODERS["swin"]))
     saved.save_pretrained(tmp_path / "Gewichte für Swin")
     config = ModelConfig(encoder=str(tmp_path / "Gewichte für Swin"))
     loaded = build_encoder(config)
@@ -187,7 +176,7 @@ def test_weights_of_an_image_classifier_load_into_a_dilated_encoder(tmp_path):
     assert resolved.encoder == "resnet" and build_encoder(resolved).strides == (4, 8, 16, 16)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_fields_that_a_hub_file_holds_and_transformers_no_longer_knows_do_no_harm(name, tmp_path):
     """Old configuration files carry fields of older versions; a run saved from one opens again."""
     encoder = build_encoder(tiny(name))
@@ -199,7 +188,7 @@ def test_fields_that_a_hub_file_holds_and_transformers_no_longer_knows_do_no_har
     assert build_encoder(resolved).channels == encoder.channels
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_parameters_that_get_no_gradient_are_found(name):
     encoder = build_encoder(tiny(name))
     freeze_unused(encoder)
@@ -216,7 +205,7 @@ def test_checkpointed_activations_give_the_same_from_less_memory(name):
     results = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        config = ModelConfig(encoder=name, encoder_config=TINY[name], pretrained="none", drop_path=0.4)
+        config = ModelConfig(encoder=name, encoder_config=ENCODERS[name], pretrained="none", drop_path=0.4)
         encoder = build_encoder(config.model_copy(update={"activation_checkpointing": checkpointed})).train()
         kept = []
 
@@ -237,6 +226,6 @@ def test_checkpointed_activations_give_the_same_from_less_memory(name):
 
 
 def test_what_cannot_be_checkpointed_is_one_line():
-    config = ModelConfig(encoder="convnext", encoder_config=TINY["convnext"], pretrained="none")
+    config = ModelConfig(encoder="convnext", encoder_config=ENCODERS["convnext"], pretrained="none")
     with pytest.raises(ConfigError, match=r"model\.activation_checkpointing: 'convnext' cannot"):
         build_encoder(config.model_copy(update={"activation_checkpointing": True}))

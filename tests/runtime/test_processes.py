@@ -15,13 +15,13 @@ import torch
 from allspark.config.files import apply_overrides, load_recipe, save_config
 from allspark.data.sets.synthetic import generate
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
-from allspark.engine.log import read_log
+from allspark.engine.sinks import read_log
 from allspark.runtime.launch import ProcessesFailed, launch
 from tests.conftest import TINY
-from tests.models.test_encoders import TINY as ENCODERS
+from tests.fakes import ENCODERS
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
-FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "method.warmup_epochs=2", "train.health_images=2"]
+FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "model.bottleneck_warmup_epochs=2", "train.health_images=2"]
 LIMIT = 240  # seconds; all of these need a small part of it
 
 
@@ -76,8 +76,8 @@ def network(name):
         [],
         pytest.param(["method.name=pseudo-label", *network("resnet")], marks=pytest.mark.slow),
         pytest.param(network("swin"), marks=pytest.mark.slow),
-        pytest.param(["method.memory=false"], marks=pytest.mark.slow),
-        pytest.param(["method.grouping=off", "optim.accumulate=2"], marks=pytest.mark.slow),
+        pytest.param(["model.bottleneck_memory=false"], marks=pytest.mark.slow),
+        pytest.param(["model.bottleneck_grouping=off", "optim.accumulate=2"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "optim.clip_norm=0.1"], marks=pytest.mark.slow),
     ],
     ids=["allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped"],
@@ -130,12 +130,13 @@ TRAINING = """
 import torch
 from allspark.engine import train as module
 from allspark.config.files import load_config
+from allspark.runtime.collectives import rank
 
-saved = module._save_last
-def save(session, **options):
-    saved(session, **options)
-    torch.save(session.method.state_dict(), out / f"rank{session.accelerator.process_index}.pt")
-module._save_last = save
+class Learner(module.Learner):
+    def tensors(self):
+        torch.save(self.method.state_dict(), out / f"rank{rank()}.pt")
+        return super().tensors()
+module.Learner = Learner
 module.train(load_config(out / "config.yaml"), out / f"by {PROCESSES}")
 """
 
@@ -145,7 +146,7 @@ module.train(load_config(out / "config.yaml"), out / f"by {PROCESSES}")
 def test_processes_hold_the_same_network_and_memory_bit_by_bit(scenes, tmp_path, processes):
     """After twenty steps in float32, with dropout."""
     config = apply_overrides(load_recipe("folder"), [*TINY, "train.epochs=20", "train.steps_per_epoch=1"])
-    changes = [f"data.root={scenes}", "method.warmup_epochs=3", "train.eval_every=20", "train.log_every=20"]
+    changes = [f"data.root={scenes}", "model.bottleneck_warmup_epochs=3", "train.eval_every=20", "train.log_every=20"]
     save_config(apply_overrides(config, changes), tmp_path / "config.yaml")
     state, *others = ranks(tmp_path, TRAINING.replace("PROCESSES", str(processes)), processes)
     for other in others:
@@ -157,7 +158,7 @@ def test_processes_hold_the_same_network_and_memory_bit_by_bit(scenes, tmp_path,
 EVALUATION = """
 import torch
 from allspark.data.sets import open_source
-from allspark.engine.checkpoint import open_run
+from allspark.engine.run import open_run
 from allspark.inference.evaluate import evaluate
 from allspark.runtime.devices import start_processes
 from allspark.inference.predictor import Predictor
@@ -169,7 +170,7 @@ def kept(self):
     return scores(self)
 ConfusionMatrix.scores = kept
 run = open_run(out / "run")
-number = start_processes(run.config).process_index
+number = start_processes(run.config.train, 1).process_index
 source = open_source(run.config.data)
 evaluate(Predictor(run.segmenter, run.config.eval), source.val, source, workers=0, max_pixels=10**6)
 torch.save(matrices, out / f"rank{number}.pt")

@@ -53,7 +53,7 @@ def test_a_base_may_be_a_file_beside_the_study(study_file):
     [
         ("method.name: allspark", "optim.lr: 1", "whole: say which it is, method.name: supervised or"),
         ("method.name: allspark", "method.name: allspark, optim.lr: 1", "optim.lr cannot be changed here"),
-        ("method.name: allspark", "method.name: allspark, method.memry: off", "did you mean method.memory"),
+        ("method.name: allspark", "method.name: allspark, method.memry: off", "did you mean model.bottleneck_memory"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "each seed once"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("seeds: [0, 1]", "seed: [0]", "seed: unknown, known are base, set, methods"),

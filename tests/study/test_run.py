@@ -13,8 +13,8 @@ from PIL import Image
 
 from allspark.cli.study import compare
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
-from allspark.engine.log import read_log
 from allspark.engine.result import read_result
+from allspark.engine.sinks import read_log
 from allspark.errors import ConfigError, UserError
 from allspark.study.plan import load_study, plan
 

@@ -185,7 +185,7 @@ class Learner:
         return {"scaler": None if scaler is None else scaler.state_dict()}
 
     def load_optimizer(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Take up the optimiser's state. (The method's is loaded before it is wrapped: ``load_method``.)
+        """Take up the optimiser's state; the method's is loaded before it is wrapped, see ``load_method``.
 
         Raises:
             CheckpointError: the checkpoint has no such state.

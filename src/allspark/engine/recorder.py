@@ -73,7 +73,7 @@ class Recorder:
         Reading from a GPU waits for it, so that is left until a number is needed, and done in one transfer.
 
         Raises:
-            NotFiniteError: a loss is not finite. Nothing is saved before this is called, so the last checkpoint is good.
+            NotFiniteError: a loss is not finite. Nothing is saved before this is called: the last checkpoint is good.
         """
         if not self._unread:
             return

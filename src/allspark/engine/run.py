@@ -21,7 +21,7 @@ from allspark.methods.base import Method
 from allspark.models.segmenter import Segmenter, build_segmenter
 
 MODEL = "model."
-"""Names of the deployed network's tensors in checkpoints begin so; those of what else a method holds with ``method.``."""
+"""So begin the names of a deployed network's tensors in checkpoints; those of other state with ``method.``."""
 _METHOD = "method."
 _MEMORY = "bottleneck.memory."
 

@@ -138,7 +138,7 @@ def hard_labels(logits: Logits, batch: UnlabeledBatch) -> Int[Tensor, "u H W"]:
 
 
 @torch.no_grad()
-def class_pixels(num_classes: int, **targets: Int[Tensor, "b H W"]) -> dict[str, Tensor]:
+def class_pixels(num_classes: int, **targets: Int[Tensor, "_ H W"]) -> dict[str, Tensor]:
     """Pixels of each class in some targets, (k,) each, without a transfer to the host; ignored ones are not counted.
 
     Args:

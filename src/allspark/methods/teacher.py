@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from typing_extensions import Self
 
 from allspark.batch import Progress
 from allspark.kernels.logits import Logits
@@ -33,7 +32,7 @@ class Teacher(nn.Module):
         self.decay = decay
         self.average_buffers = buffers == "average"
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode."""
         return super().train(False)
 
