@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from allspark.data.check.files import Role, Rules, Seen, plan
+from allspark.data.check.files import Rules, Seen, plan
 from allspark.data.check.findings import (
     Finding,
     duplicate_findings,
@@ -24,7 +24,7 @@ from allspark.data.check.findings import (
 )
 from allspark.data.check.masks import class_findings, colour_findings, value_findings
 from allspark.data.check.workers import read_all
-from allspark.data.source import RGB, Source
+from allspark.data.source import RGB, Role, Source
 
 __all__ = ["Finding", "Report", "check"]
 

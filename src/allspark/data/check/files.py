@@ -15,12 +15,10 @@ import numpy as np
 from PIL import Image
 
 from allspark.data.image import IGNORE_COLOUR, read_image, read_mask
-from allspark.data.member import Member
 from allspark.data.sets.classes import is_rgb
-from allspark.data.source import RGB, Sample, Source, code_of
+from allspark.data.source import RGB, Member, Role, Sample, Source, code_of
 from allspark.errors import DataError
 
-Role = Literal["labeled", "val", "unlabeled"]
 Depth = Literal["whole", "head", "none"]
 
 _FAST_HEADS = 2000  # of each role, looked at before training starts

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from allspark.data.check.files import Fault, Role, Seen
+from allspark.data.check.files import Fault, Seen
 from allspark.data.image import IMAGE_SUFFIXES
 from allspark.data.sets.lists import find_files
 from allspark.data.shards import Shards
-from allspark.data.source import Sample, Source
+from allspark.data.source import Role, Sample, Source
 from allspark.errors import DataError
 
 # Pictures and arrays that people have and that are not read.

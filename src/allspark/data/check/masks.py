@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from allspark.batch import IGNORE
-from allspark.data.check.files import Fault, Role, Seen
+from allspark.data.check.files import Fault, Seen
 from allspark.data.check.findings import ROLE_NAMES, Finding, Level, count, finding_of, folder_of, percent
-from allspark.data.source import Source
+from allspark.data.source import Role, Source
 
 _OFFERED = 24  # colours offered as classes
 _WRONG_PALETTE = 0.5  # share of pixels outside the palette from which on it cannot be the right one

@@ -8,12 +8,14 @@ import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain
 
 from allspark.data.check.files import Fault, Job, Rules, Seen, look
+from allspark.data.decode import prefetch
 
 _LARGEST_CHUNK = 16  # images read between two reports of progress
 
@@ -35,13 +37,11 @@ def read_all(jobs: Sequence[Job], rules: Rules, *, workers: int, fast: bool) -> 
         yield from _in_processes(chunks, rules, workers)
         return
     # Pillow's remarks on odd metadata help nobody here. Warning filters belong to all threads: set once, around them.
-    with warnings.catch_warnings():
+    read = partial(look, rules=rules)
+    threads = workers if workers > 1 else 0
+    with warnings.catch_warnings(), closing(prefetch(chunks, read, threads, ahead=2 * threads)) as results:
         warnings.simplefilter("ignore")
-        if workers > 1:
-            with ThreadPoolExecutor(workers) as pool:
-                yield from pool.map(look, chunks, [rules] * len(chunks))
-        else:
-            yield from (look(chunk, rules) for chunk in chunks)
+        yield from results
 
 
 def _in_processes(chunks: Sequence[Sequence[Job]], rules: Rules, workers: int) -> Iterator[list[Seen]]:
