@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from allspark.data.sets.coco import CLASSES as COCO_CLASSES
+from allspark.data.sets.coco import prepare_coco
 from allspark.data.sets.potsdam import CLASSES as POTSDAM_CLASSES
-from allspark.data.sets.prepare_coco import prepare_coco
-from allspark.data.sets.prepare_potsdam import prepare_potsdam
+from allspark.data.sets.potsdam import prepare_potsdam
 from allspark.data.sets.synthetic import generate
 from allspark.data.source import default_palette
 

@@ -40,7 +40,7 @@ def config_list() -> None:
 def prepare_coco(data: DataArgument, workers: WorkersOption = None) -> None:
     """COCO: draw the instances of DATA/annotations as masks of 81 classes into DATA/masks."""
     from allspark.cli.show import counting
-    from allspark.data.sets.prepare_coco import prepare_coco
+    from allspark.data.sets.coco import prepare_coco
 
     with counting("drawing", "parts") as progress:
         _report(prepare_coco(data, workers=_processes(workers), progress=progress), "masks", data / "masks")
@@ -57,7 +57,7 @@ def prepare_potsdam(
 ) -> None:
     """Potsdam: cut DATA/2_Ortho_RGB and its labels into DATA/tiles."""
     from allspark.cli.show import counting
-    from allspark.data.sets.prepare_potsdam import prepare_potsdam
+    from allspark.data.sets.potsdam import prepare_potsdam
 
     with counting("cutting", "pictures") as progress:
         made = prepare_potsdam(data, size=size, labels=labels, workers=_processes(workers), progress=progress)
