@@ -170,4 +170,4 @@ FAKES: dict[str, Callable[[Path], None]] = {
     "potsdam": potsdam,
     "synthetic": folder,
 }
-"""One for each of SOURCES: writes into a folder that does not exist yet."""
+"""One for each of DATA_SETS: writes into a folder that does not exist yet."""

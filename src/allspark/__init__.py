@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from allspark.batch import Guide
     from allspark.config.files import apply_overrides, describe, load_config, load_recipe, save_config
-    from allspark.config.schema import Config
-    from allspark.data.sets import SOURCES, open_source
-    from allspark.data.source import Sample, Source
+    from allspark.config.schema import Config, DataConfig
+    from allspark.data.sets import DATA_SETS, add_data_set, open_source
+    from allspark.data.sets.base import DataSet, Partition
+    from allspark.data.sets.lists import Layout, divide_images, find_files
+    from allspark.data.source import Sample, Source, default_palette
     from allspark.engine.checkpoint import Run, open_run
     from allspark.engine.train import train
     from allspark.errors import CheckpointError, ConfigError, DataError, UserError
@@ -27,17 +29,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DATA_SETS",
     "METHODS",
     "RECIPES",
-    "SOURCES",
     "AllSparkBottleneck",
     "CheckpointError",
     "Config",
     "ConfigError",
     "ConfusionMatrix",
+    "DataConfig",
     "DataError",
+    "DataSet",
     "Guide",
+    "Layout",
     "Method",
+    "Partition",
     "Prediction",
     "Predictor",
     "Run",
@@ -45,11 +51,15 @@ __all__ = [
     "Segmenter",
     "Source",
     "UserError",
+    "add_data_set",
     "apply_overrides",
     "build_method",
     "build_segmenter",
+    "default_palette",
     "describe",
+    "divide_images",
     "evaluate",
+    "find_files",
     "load_config",
     "load_recipe",
     "open_run",
@@ -59,9 +69,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "config.schema": ("Config",),
-    "data.sets": ("SOURCES", "open_source"),
-    "data.source": ("Sample", "Source"),
+    "config.schema": ("Config", "DataConfig"),
+    "data.sets": ("DATA_SETS", "add_data_set", "open_source"),
+    "data.sets.base": ("DataSet", "Partition"),
+    "data.sets.lists": ("Layout", "divide_images", "find_files"),
+    "data.source": ("Sample", "Source", "default_palette"),
     "engine.checkpoint": ("Run", "open_run"),
     "inference.evaluate": ("evaluate",),
     "engine.train": ("train",),

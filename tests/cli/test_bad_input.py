@@ -77,10 +77,8 @@ def one_line(text: str) -> str:
         (["predict", "none", "a.png", "--out", "masks"], "none: not a run"),
         (["predict", "none"], "IMAGES"),
         (["check", "none"], "none: no such folder"),
-        (
-            ["check", ".", "--source", "vok"],
-            "expected 'folder', 'voc', 'cityscapes', 'coco', 'loveda', 'potsdam' or 'synthetic', got vok",
-        ),
+        (["check", ".", "--source", "vok"], "data.source: no data set vok: did you mean voc?"),
+        (["split", ".", "--source", "vok", "--labeled", "1/8"], "data.source: no data set vok: did you mean voc?"),
         (["check", "."], "images: no such folder"),
         (["split", ".", "--labeled", "1/8"], "images: no such folder"),
         (["split", "."], "--labeled"),

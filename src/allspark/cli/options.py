@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from allspark.config.files import apply_overrides, load_config, load_recipe
 from allspark.config.schema import Config, DataConfig
+from allspark.data.sets import layout_of
 from allspark.errors import ConfigError, DataError
 from allspark.recipes import RECIPES
 
@@ -17,34 +18,14 @@ if TYPE_CHECKING:
     from allspark.inference.predictor import Predictor
 
 
-_MARKS = {
-    "folder": ("images",),
-    "voc": ("JPEGImages", "VOC2012", "VOCdevkit/VOC2012"),
-    "cityscapes": ("leftImg8bit",),
-    "coco": ("train2017", "annotations/instances_train2017.json"),
-    "loveda": ("Train/Urban", "Train/Rural"),
-    "potsdam": ("2_Ortho_RGB", "tiles/images"),
-}
-
-
-def layout_of(root: Path) -> str:
-    """Tell a data set's layout from what its folder holds."""
-    found = (name for name, marks in _MARKS.items() if any((root / mark).exists() for mark in marks))
-    return next(found, "folder")
-
-
 def data_config(data: Path, source: str | None) -> DataConfig:
     """Where `check` and `split` look.
 
     Args:
         data: folder of the data set.
-        source: its layout; None: told from the folder.
-
-    Raises:
-        ConfigError: there is no such layout.
+        source: its layout, a name of ``DATA_SETS``; None: told from the folder.
     """
-    config = apply_overrides(Config(), [f"data.source={source or layout_of(data)}"])
-    return config.data.model_copy(update={"root": data})
+    return DataConfig().model_copy(update={"source": source or layout_of(data), "root": data})
 
 
 def data_of_run(config: Config, data: Path | None, split: str, source: str | None = None) -> DataConfig:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
 from allspark.data.image import write_mask
-from allspark.data.sets.lists import Layout, divide, find_files
+from allspark.data.sets.base import DataSet, Partition
+from allspark.data.sets.lists import Layout, divide_images, find_files
 from allspark.data.sets.prepare import Prepared, ProgressCallback, for_all
 from allspark.data.source import Source, default_palette
 from allspark.errors import DataError, UserError
@@ -64,24 +65,27 @@ def open_coco(config: DataConfig, *, require_labels: bool = True) -> Source:
         root / "masks",
         advice=f"draw them with `allspark prepare coco {root}`, or put ready-made ones there",
     )
-    train = [layout.sample(name) for name in parts["train2017"]]
-    divided = divide(
+    return divide_images(
+        Source(root, CLASSES, default_palette(len(CLASSES))),
         config,
         layout,
-        train=train,
-        labeled=[sample for sample in train if sample.mask is not None],
+        train=[layout.sample(name) for name in parts["train2017"]],
         val=[layout.sample(name) for name in parts["val2017"] if name in masks],
         require_labels=require_labels,
     )
-    return Source(
-        root=root,
-        classes=CLASSES,
-        palette=default_palette(len(CLASSES)),
-        labeled=divided.labeled,
-        unlabeled=divided.unlabeled,
-        val=divided.val,
-        notes=divided.notes,
-    )
+
+
+COCO = DataSet(
+    open_coco,
+    marks=("train2017", "annotations/instances_train2017.json"),
+    partitions={
+        (232, "7a80d0605a2a4383"): Partition("coco", "1/512", 34.10),
+        (463, "d89f8cf50e276af3"): Partition("coco", "1/256", 41.65),
+        (925, "92eb3929f14c6eab"): Partition("coco", "1/128", 45.48),
+        (1849, "67e1fa5b00095d68"): Partition("coco", "1/64", 49.56),
+        (3697, "3410484b25372201"): Partition("coco", "1/32"),
+    },
+)
 
 
 def prepare_coco(root: Path, *, workers: int, progress: ProgressCallback | None = None) -> Prepared:
@@ -118,7 +122,8 @@ def prepare_coco(root: Path, *, workers: int, progress: ProgressCallback | None 
         todo = [image for image in images if f"{image[0]}.png" not in there]
         kept += len(images) - len(todo)
         jobs = [
-            [(*image, drawn.get(image[3], [])) for image in todo[i : i + _IMAGES_A_JOB]] for i in range(0, len(todo), _IMAGES_A_JOB)
+            [(*image, drawn.get(image[3], [])) for image in todo[i : i + _IMAGES_A_JOB]]
+            for i in range(0, len(todo), _IMAGES_A_JOB)
         ]
         made += for_all(partial(_draw_masks, folder), jobs, workers, progress)
     return Prepared(made, kept, tuple(f"{file}: no such file, so its images have no masks" for file in missing))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
 from allspark.data.image import from_colours, read_image, write_mask
-from allspark.data.sets.lists import Layout, divide, find_files
+from allspark.data.sets.base import DataSet
+from allspark.data.sets.lists import Layout, divide_images, find_files
 from allspark.data.sets.prepare import Prepared, ProgressCallback, for_all
 from allspark.data.source import RGB, Source
 from allspark.errors import DataError
@@ -35,7 +36,7 @@ TEST_AREAS = frozenset(f"{row}_{column}" for row, columns in _TEST_COLUMNS.items
 
 _IMAGES = "2_Ortho_RGB"
 _LABELS = {"all": "5_Labels_all", "noBoundary": "5_Labels_all_noBoundary"}
-_PALETTE = [colour for _, colour in CLASSES]
+_PALETTE = tuple(colour for _, colour in CLASSES)
 _IMAGE_NAME = re.compile(r"top_potsdam_(\d+_\d+)_RGB$")
 
 
@@ -62,25 +63,17 @@ def open_potsdam(config: DataConfig, *, require_labels: bool = True) -> Source:
         advice=f"cut them with `allspark prepare potsdam {root}`",
     )
     tiles = layout.all()
-    train = [tile for tile in tiles if _area(tile.id) not in TEST_AREAS]
-    divided = divide(
+    return divide_images(
+        Source(root, tuple(name for name, _ in CLASSES), _PALETTE, rgb_masks=True),
         config,
         layout,
-        train=train,
-        labeled=[tile for tile in train if tile.mask is not None],
+        train=[tile for tile in tiles if _area(tile.id) not in TEST_AREAS],
         val=[tile for tile in tiles if _area(tile.id) in TEST_AREAS and tile.mask is not None],
         require_labels=require_labels,
     )
-    return Source(
-        root=root,
-        classes=tuple(name for name, _ in CLASSES),
-        palette=tuple(colour for _, colour in CLASSES),
-        labeled=divided.labeled,
-        unlabeled=divided.unlabeled,
-        val=divided.val,
-        rgb_masks=True,
-        notes=divided.notes,
-    )
+
+
+POTSDAM = DataSet(open_potsdam, marks=("2_Ortho_RGB", "tiles/images"))
 
 
 def _area(tile: str) -> str:
