@@ -4,10 +4,11 @@
 class UserError(ValueError):
     """Something in the user's input is wrong: one line names the value, what was expected and the fix.
 
-    ``quiet``: another process of the same training shows it.
+    ``quiet``: another process of the same training shows it. ``exit_code``: what the program ends with.
     """
 
     quiet = False
+    exit_code: int = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # one line, also where it quotes what was given

@@ -16,23 +16,13 @@ from PIL import Image
 
 from allspark.cli.app import main
 from allspark.engine.checkpoint import load_checkpoint
-from tests.conftest import TINY
-
-SET = [part for override in TINY for part in ("--set", override)]
+from tests.cli.conftest import SET
 
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path) -> Path:
     """A copy of the tiny data set that a test may spoil."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
-
-
-@pytest.fixture(scope="module")
-def run(tiny_folder, tmp_path_factory) -> Path:
-    """A finished run, to be read only."""
-    out = tmp_path_factory.mktemp("run") / "tiny"
-    assert main(["train", "--recipe", "folder", "--data", str(tiny_folder), "--out", str(out), *SET]) == 0
-    return out
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from allspark.cli.options import predictor
 from allspark.config.files import apply_overrides, load_recipe
 from allspark.config.schema import Config
 from allspark.data.image import overlay, read_image, read_mask
@@ -55,6 +54,8 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
     Raises:
         UserError: ``out`` holds runs with other settings.
     """
+    from allspark.cli.use import predictor_of  # here, so that typer is not needed to import the demo
+
     console = console or Console()
     require_own(out, ("data", *METHODS))
     configs = {name: _config(out, name, seed, steps) for name in METHODS}
@@ -65,7 +66,7 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
         seconds[name] = max(row["seconds"] for row in read_log(out / name) if "seconds" in row)
     source = open_source(configs[METHODS[0]].data)
     for name, config in configs.items():
-        predictions[name] = predictor(open_run(out / name, "last"))
+        predictions[name] = predictor_of(open_run(out / name, "last"))
         runs[name] = evaluate(predictions[name], source.val, source, workers=0, max_pixels=config.data.max_pixels)
     examples = _examples(source, predictions, out / "overlays")
     results = [MethodResult(name, read_log(out / name), runs[name].iou, runs[name].miou) for name in METHODS]
