@@ -1,5 +1,9 @@
 """Data sets are open: one of your own is opened, recognised, checked and split like those of the package."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +14,7 @@ from allspark.config.schema import DataConfig
 from allspark.data.partitions import digest, partition_of
 from allspark.data.sets import DATA_SETS, layout_of, open_source
 from allspark.errors import ConfigError, DataError
+from tests.conftest import REPOSITORY
 
 
 def open_garden(config, *, require_labels=True):
@@ -74,6 +79,18 @@ def test_its_folder_is_recognised_and_the_commands_serve_it(garden, root, capsys
     assert main(["split", str(root), "--labeled", "1", "--name", "one"]) == 0
     source = open_source(config_of(root, split="one"))
     assert (len(source.labeled), len(source.unlabeled)) == (1, 3)
+
+
+def test_the_file_of_the_guide_is_a_program(root):
+    guide = (REPOSITORY / "docs" / "add-a-data-set.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    file = root.parent / "garden.py"
+    file.write_text(code, "utf-8")
+    for arguments in (["check"], ["split", "--labeled", "1", "--source", "garden"]):
+        command = [sys.executable, str(file), arguments[0], str(root), *arguments[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert ("rose" if arguments == ["check"] else "1 labelled and 3 unlabelled") in done.stdout
 
 
 def test_its_published_lists_are_recognised(garden, root):
