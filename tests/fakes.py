@@ -11,9 +11,9 @@ from PIL import Image
 
 from allspark.config.schema import ModelConfig
 from allspark.data.sets.coco import CLASSES as COCO_CLASSES
+from allspark.data.sets.coco import prepare_coco
 from allspark.data.sets.potsdam import CLASSES as POTSDAM_CLASSES
-from allspark.data.sets.prepare_coco import prepare_coco
-from allspark.data.sets.prepare_potsdam import prepare_potsdam
+from allspark.data.sets.potsdam import prepare_potsdam
 from allspark.data.sets.synthetic import generate
 from allspark.data.source import default_palette
 
@@ -171,7 +171,7 @@ FAKES: dict[str, Callable[[Path], None]] = {
     "potsdam": potsdam,
     "synthetic": folder,
 }
-"""One for each of SOURCES: writes into a folder that does not exist yet."""
+"""One for each of DATA_SETS: writes into a folder that does not exist yet."""
 
 
 ENCODERS = {

@@ -15,8 +15,8 @@ from allspark.config.files import apply_overrides, load_config
 from allspark.config.schema import Config
 from allspark.data.image import read_image, read_mask
 from allspark.data.sets.classes import read_classes
+from allspark.data.sets.coco import prepare_coco
 from allspark.data.sets.lists import Layout, read_list
-from allspark.data.sets.prepare_coco import prepare_coco
 from allspark.engine.checkpoint import load_checkpoint, save_checkpoint
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.models.published import read_foreign

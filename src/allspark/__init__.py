@@ -10,15 +10,17 @@ from allspark.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from allspark.batch import IGNORE, LabeledBatch, Progress, StepOutput, Term, TrainBatch, UnlabeledBatch, Views
-    from allspark.config.fields import Probability
+    from allspark.config.fields import Count, Positive, Probability
     from allspark.config.files import apply_overrides, describe, load_config, load_recipe, save_config
     from allspark.config.methods import MethodConfig
     from allspark.config.plugins import load_plugin
-    from allspark.config.schema import Config, ModelConfig
+    from allspark.config.schema import Config, DataConfig, ModelConfig
     from allspark.data.boxes import FrenchBoxes, UniMatchBoxes
     from allspark.data.check import check
-    from allspark.data.sets import DATA_SETS, DataSet, add_data_set, open_source
-    from allspark.data.source import Sample, Source
+    from allspark.data.sets import DATA_SETS, add_data_set, open_source
+    from allspark.data.sets.base import DataSet, Partition
+    from allspark.data.sets.lists import Layout, divide_images, find_files
+    from allspark.data.source import Sample, Source, default_palette
     from allspark.data.splits import make_split
     from allspark.engine.bar import Bar
     from allspark.engine.run import Run, open_run
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from allspark.methods.mixing import box_masks, mix, mix_logits, reversed_batch, valid_pixels
     from allspark.methods.teacher import Teacher
     from allspark.models.allspark import AllSparkBottleneck, Guide
-    from allspark.models.encoders import Encoder, add_encoder
+    from allspark.models.encoders import ENCODERS, Encoder, add_encoder
     from allspark.models.segmenter import Features, Segmenter, build_segmenter
     from allspark.recipes import RECIPES
 
@@ -43,6 +45,7 @@ __version__ = VERSION
 
 __all__ = [
     "DATA_SETS",
+    "ENCODERS",
     "IGNORE",
     "METHODS",
     "RECIPES",
@@ -52,6 +55,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConfusionMatrix",
+    "Count",
+    "DataConfig",
     "DataError",
     "DataSet",
     "Encoder",
@@ -59,10 +64,13 @@ __all__ = [
     "FrenchBoxes",
     "Guide",
     "LabeledBatch",
+    "Layout",
     "Logits",
     "Method",
     "MethodConfig",
     "ModelConfig",
+    "Partition",
+    "Positive",
     "Prediction",
     "Predictor",
     "Probability",
@@ -90,9 +98,12 @@ __all__ = [
     "check",
     "class_pixels",
     "cross_entropy",
+    "default_palette",
     "describe",
+    "divide_images",
     "eval_logits",
     "evaluate",
+    "find_files",
     "hard_labels",
     "load_config",
     "load_plugin",
@@ -122,7 +133,11 @@ _HOME = {
         "UnlabeledBatch",
         "Views",
     ),
-    "config.fields": ("Probability",),
+    "config.fields": (
+        "Count",
+        "Positive",
+        "Probability",
+    ),
     "config.files": (
         "apply_overrides",
         "describe",
@@ -134,6 +149,7 @@ _HOME = {
     "config.plugins": ("load_plugin",),
     "config.schema": (
         "Config",
+        "DataConfig",
         "ModelConfig",
     ),
     "data.boxes": (
@@ -143,13 +159,22 @@ _HOME = {
     "data.check": ("check",),
     "data.sets": (
         "DATA_SETS",
-        "DataSet",
         "add_data_set",
         "open_source",
+    ),
+    "data.sets.base": (
+        "DataSet",
+        "Partition",
+    ),
+    "data.sets.lists": (
+        "Layout",
+        "divide_images",
+        "find_files",
     ),
     "data.source": (
         "Sample",
         "Source",
+        "default_palette",
     ),
     "data.splits": ("make_split",),
     "engine.bar": ("Bar",),
@@ -204,6 +229,7 @@ _HOME = {
         "Guide",
     ),
     "models.encoders": (
+        "ENCODERS",
         "Encoder",
         "add_encoder",
     ),

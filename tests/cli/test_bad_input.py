@@ -16,23 +16,13 @@ from PIL import Image
 
 from allspark.cli.app import main
 from allspark.engine.checkpoint import load_checkpoint
-from tests.conftest import TINY
-
-SET = [part for override in TINY for part in ("--set", override)]
+from tests.cli.conftest import SET
 
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path) -> Path:
     """A copy of the tiny data set that a test may spoil."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "data"))
-
-
-@pytest.fixture(scope="module")
-def run(tiny_folder, tmp_path_factory) -> Path:
-    """A finished run, to be read only."""
-    out = tmp_path_factory.mktemp("run") / "tiny"
-    assert main(["train", "--recipe", "folder", "--data", str(tiny_folder), "--out", str(out), *SET]) == 0
-    return out
 
 
 @pytest.fixture
@@ -77,10 +67,8 @@ def one_line(text: str) -> str:
         (["predict", "none", "a.png", "--out", "masks"], "none: not a run"),
         (["predict", "none"], "IMAGES"),
         (["check", "none"], "none: no such folder"),
-        (
-            ["check", ".", "--source", "vok"],
-            "expected 'folder', 'voc', 'cityscapes', 'coco', 'loveda', 'potsdam' or 'synthetic', got vok",
-        ),
+        (["check", ".", "--source", "vok"], "data.source: no data set vok: did you mean voc?"),
+        (["split", ".", "--source", "vok", "--labeled", "1/8"], "data.source: no data set vok: did you mean voc?"),
         (["check", "."], "images: no such folder"),
         (["split", ".", "--labeled", "1/8"], "images: no such folder"),
         (["split", "."], "--labeled"),

@@ -19,21 +19,11 @@ from allspark.config.files import load_config
 from allspark.config.schema import Config
 from allspark.engine.sinks import read_log
 from allspark.recipes import RECIPES
-from tests.conftest import TINY
-
-SET = [part for override in TINY for part in ("--set", override)]
+from tests.cli.conftest import SET
 
 
 def succeed(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
-
-
-@pytest.fixture(scope="module")
-def run(tiny_folder, tmp_path_factory) -> Path:
-    """A finished run, to be read only."""
-    out = tmp_path_factory.mktemp("run") / "tiny"
-    succeed("train", "--recipe", "folder", "--data", tiny_folder, "--out", out, *SET)
-    return out
 
 
 def test_train_writes_config_log_and_checkpoints(run, tiny_folder):

@@ -7,11 +7,25 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from rich.text import Text
 
 import allspark
-from allspark.cli.app import main
+from allspark.cli.app import app, main
 
-COMMANDS = ["demo", "check", "split", "train", "eval", "predict", "import-checkpoint", "config"]
+COMMANDS = [
+    "demo",
+    "check",
+    "split",
+    "train",
+    "eval",
+    "predict",
+    "plot",
+    "study",
+    "import-checkpoint",
+    "config",
+    "prepare",
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +42,7 @@ def test_help_takes_less_than_400_ms_of_cpu():
     assert min(seconds() for _ in range(3)) < 0.4
 
 
-@pytest.mark.parametrize("module", ["allspark", "allspark.cli.app", "allspark.config.files", "allspark.cli.options"])
+@pytest.mark.parametrize("module", ["allspark", "allspark.cli.app", "allspark.config.files", "allspark.cli.use"])
 def test_torch_is_not_imported_with(module):
     loaded = run("-c", f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))")
     assert loaded.stdout.strip() == ""
@@ -52,6 +66,26 @@ def test_help_lists_all_commands(capsys):
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"allspark {command}" in capsys.readouterr().out
+
+
+def test_no_part_of_a_help_text_is_taken_for_markup():
+    """Rich would swallow what stands in square brackets, a unit or a default."""
+
+    def walk(command):
+        yield command.help
+        for parameter in command.params:
+            yield getattr(parameter, "help", None)
+        for part in getattr(command, "commands", {}).values():
+            yield from walk(part)
+
+    texts = [text for text in walk(typer.main.get_command(app)) if text]
+    assert len(texts) > 50
+    assert [text for text in texts if Text.from_markup(text).plain != text] == []
+
+
+def test_the_demo_needs_no_typer_to_be_imported():
+    loaded = run("-c", "import sys, allspark.cli.demo; print('typer' in sys.modules)")
+    assert loaded.stdout.strip() == "False"
 
 
 def test_version(capsys):

@@ -1,22 +1,19 @@
-"""What every data set promises, on generated data in its true layout. A new one is picked up from SOURCES."""
-
-from typing import get_args
+"""What every data set promises, on generated data in its true layout. A new one is picked up from DATA_SETS."""
 
 import numpy as np
 import pytest
 
 from allspark.cli.app import main
-from allspark.cli.options import layout_of
 from allspark.config.schema import DataConfig
 from allspark.data.check import check
 from allspark.data.decode import read_sample
-from allspark.data.sets import SOURCES, open_source
+from allspark.data.sets import DATA_SETS, layout_of, open_source
 from allspark.errors import DataError
 from tests.conftest import TINY
 from tests.fakes import FAKES
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+@pytest.fixture(scope="module", params=DATA_SETS)
 def kind(request):
     return request.param
 
@@ -33,8 +30,10 @@ def source(kind, root):
     return open_source(DataConfig(source=kind, root=root))
 
 
-def test_the_configuration_names_every_source_and_every_source_has_a_fake():
-    assert set(get_args(DataConfig.model_fields["source"].annotation)) == set(SOURCES) == set(FAKES)
+def test_every_data_set_has_a_fake_and_a_name_that_the_configuration_knows():
+    assert set(DATA_SETS) == set(FAKES)
+    for name in DATA_SETS:
+        assert DataConfig(source=name).source == name
 
 
 def test_ids_are_unique_and_files_exist(source):
@@ -91,7 +90,7 @@ def test_own_lists_can_be_made_and_train(kind, root, tmp_path, capsys):
     assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", DATA_SETS)
 def test_a_source_without_a_folder_is_one_clear_line(kind, tmp_path):
     for root in (None, *([] if kind == "synthetic" else [tmp_path / "gone", tmp_path])):
         with pytest.raises(DataError) as caught:

@@ -1,20 +1,78 @@
-"""The program: run one command; whatever a user can cause ends in one line and exit status 2."""
+"""The program: all commands, and one line with exit status 2 for whatever a user can cause.
+
+Each command takes what it is given to one function and prints what that returns: results to standard output, progress
+and errors to standard error. torch is imported inside commands only, so that help is fast.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from allspark.cli.commands import app
+from allspark.cli import data, recipes, study, train, use
 from allspark.errors import UserError
 from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
 
 _CTRL_C = 130
-_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer's own class or click's, depending on the version
+# typer passes on the errors of its click: the package click, or (from typer 0.26 on) a copy of it inside typer.
+_USAGE_ERROR: Any = import_module(typer.BadParameter.__module__).UsageError
+
+app = typer.Typer(
+    name="allspark",
+    help="Semantic segmentation from a few labelled images and many unlabelled ones (AllSpark, CVPR 2024).",
+    epilog="Begin with `allspark demo`, or `allspark check DATA` on your own folder.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from allspark import __version__
+
+        typer.echo(f"allspark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="seed of weights and sampling")] = 0,
+    steps: Annotated[int | None, typer.Option(min=4, help="weight updates a method (default: the recipe's)")] = None,
+) -> None:
+    """Train and compare three methods on generated scenes, in some minutes on a CPU."""
+    from allspark.cli.demo import run_demo
+
+    run_demo(out, seed=seed, steps=steps)
+
+
+app.command("check")(data.check)
+app.command("split")(data.split)
+app.command("train")(train.train)
+app.command("eval")(use.evaluate)
+app.command("predict")(use.predict)
+app.command("plot")(use.plot)
+app.command("study")(study.study)
+app.command("import-checkpoint")(use.import_checkpoint)
+app.add_typer(recipes.app, name="config")
+app.add_typer(data.prepare_app, name="prepare")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,9 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:  # a defect: shown whole, and nothing after it, so that the job's last line says it
         traceback.print_exc()
         status = 1
-    distributed = sys.modules.get("allspark.runtime.collectives")
-    if distributed is not None and distributed.processes() > 1:
-        distributed.leave(status)
+    agreement = sys.modules.get("allspark.runtime.agreement")
+    if agreement is not None and agreement.world_size() > 1:
+        agreement.leave_and_exit(status)
     return status
 
 
@@ -40,8 +98,7 @@ def _run(arguments: list[str]) -> int:
         status = int(app(arguments or ["--help"], standalone_mode=False, prog_name="allspark") or 0)
         return _fail("interrupted", status) if status == _CTRL_C else status
     except UserError as error:
-        status = getattr(error, "exit_code", 2)
-        return status if error.quiet else _fail(str(error), status)
+        return error.exit_code if error.quiet else _fail(str(error), error.exit_code)
     except typer.Abort:  # what older versions of typer make of Ctrl-C
         return _fail("interrupted", _CTRL_C)
     except BrokenPipeError:  # `allspark config show voc | head`
@@ -51,7 +108,7 @@ def _run(arguments: list[str]) -> int:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _fail(f"{where}{error.strerror or error}")
     except _USAGE_ERROR as error:
-        command = error.ctx.command_path if getattr(error, "ctx", None) else "allspark"
+        command = error.ctx.command_path if error.ctx else "allspark"
         return _fail(f"{error.format_message().replace('Value error, ', '')} (see `{command} --help`)")
 
 

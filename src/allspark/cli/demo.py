@@ -10,17 +10,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from allspark.cli.options import predictor
 from allspark.config.files import apply_overrides, load_recipe
 from allspark.config.schema import Config
 from allspark.data.image import overlay, read_image, read_mask
 from allspark.data.sets import open_source
 from allspark.data.source import Source
-from allspark.engine.checkpoint import open_run
-from allspark.engine.log import read_log
+from allspark.engine.bar import Bar
+from allspark.engine.run import open_run
 from allspark.engine.run_folder import require_own
+from allspark.engine.sinks import read_log
 from allspark.engine.train import train
-from allspark.engine.ui import RichUI
 from allspark.figures.comparison import Example, MethodResult, one_page, save_figure
 from allspark.files import atomic_path
 from allspark.inference.evaluate import evaluate
@@ -55,17 +54,19 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
     Raises:
         UserError: ``out`` holds runs with other settings.
     """
+    from allspark.cli.use import predictor_of  # here, so that typer is not needed to import the demo
+
     console = console or Console()
     require_own(out, ("data", *METHODS))
     configs = {name: _config(out, name, seed, steps) for name in METHODS}
     runs, predictions, seconds = {}, {}, {}
     for name, config in configs.items():
-        ui = RichUI(Console(stderr=True), name)
-        train(config, out / name, resume=True, ui=ui)  # begins where nothing is there yet
+        bar = Bar(Console(stderr=True), name)
+        train(config, out / name, resume=True, sinks=[bar])  # begins where nothing is there yet
         seconds[name] = max(row["seconds"] for row in read_log(out / name) if "seconds" in row)
     source = open_source(configs[METHODS[0]].data)
     for name, config in configs.items():
-        predictions[name] = predictor(open_run(out / name, "last"))
+        predictions[name] = predictor_of(open_run(out / name, "last"))
         runs[name] = evaluate(predictions[name], source.val, source, workers=0, max_pixels=config.data.max_pixels)
     examples = _examples(source, predictions, out / "overlays")
     results = [MethodResult(name, read_log(out / name), runs[name].iou, runs[name].miou) for name in METHODS]
@@ -86,7 +87,7 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
 def _config(out: Path, method: str, seed: int, steps: int | None) -> Config:
     changes = [f"method.name={method}", f"seed={seed}"]
     if steps is not None:
-        changes += ["train.epochs=4", f"train.steps_per_epoch={max(1, steps // 4)}", "method.warmup_epochs=1"]
+        changes += ["train.epochs=4", f"train.steps_per_epoch={max(1, steps // 4)}", "model.bottleneck_warmup_epochs=1"]
     config = apply_overrides(load_recipe("synthetic"), changes)
     return config.model_copy(update={"data": config.data.model_copy(update={"root": out / "data"})})
 

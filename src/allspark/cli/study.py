@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import torch
+import typer
 
-from allspark.cli.show import stderr, stdout
-from allspark.study.plan import load_study, plan
-from allspark.study.run import go_on_command, missing, run_study
-from allspark.study.table import rows_of, write_tables
+from allspark.cli.common import DataOption, PluginOption
+
+
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="methods, partitions and seeds (docs/studies.md)")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the study (default: runs/NAME)")] = None,
+    data: DataOption = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field of all runs; may be repeated")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once (default: one a GPU, else 1)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs")] = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Compare methods: run what is missing of methods x partitions x seeds, and write one table.
+
+    Run it again to go on after an interruption, or to add methods and seeds. Writes results.md, .csv and .png.
+    """
+    extra = [*([f"data.root={data.absolute()}"] if data else []), *(overrides or [])]
+    compare(file, out or Path("runs") / file.stem, jobs, extra=extra, dry_run=dry_run)
 
 
 def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (), dry_run: bool = False) -> None:
@@ -28,8 +45,13 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
         UserError: the file is wrong, or runs failed.
         Interrupted: it was asked to stop; nothing is lost.
     """
-    study = load_study(file)
-    runs = plan(study, file, out, extra)
+    from allspark.cli.show import stderr, stdout
+    from allspark.study.plan import load_study, plan
+    from allspark.study.run import go_on_command, missing, run_study
+    from allspark.study.table import rows_of, write_tables
+
+    wanted = load_study(file)
+    runs = plan(wanted, file, out, extra)
     todo = missing(runs)
     console, note = stdout(), stderr()
     if dry_run:
@@ -42,7 +64,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
     out.mkdir(parents=True, exist_ok=True)
 
     def write() -> str:
-        return write_tables(rows_of(runs, study.paper), runs, out, file.stem)
+        return write_tables(rows_of(runs, wanted.paper), runs, out, file.stem)
 
     note.print(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {jobs} at once; writing to {out}", markup=False)
     if todo:
@@ -59,7 +81,9 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
 
 def _gpus() -> list[str]:
     """The GPUs that may be used, by the names that CUDA_VISIBLE_DEVICES knows."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return [name.strip() for name in visible.split(",") if name.strip()]
     return [str(index) for index in range(torch.cuda.device_count())]

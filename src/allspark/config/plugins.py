@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from allspark.errors import ConfigError, UserError
 
+_LOADED: dict[Path, None] = {}  # in their order
 GROUP = "allspark.plugins"
 """The entry point group of installed plug-ins: each names a module."""
 
@@ -37,18 +37,18 @@ def load_plugin(path: Path) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    _LOADED[path.absolute()] = None
     sys.modules[name] = module  # before it runs: dataclasses and pickle look it up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[name]
+        del sys.modules[name], _LOADED[path.absolute()]
         raise ConfigError(f"--plugin {path}{_line(error, path)}: {_reason(error)}") from error
 
 
-def load_plugins(paths: Sequence[Path]) -> None:
-    """Run several, in their order."""
-    for path in paths:
-        load_plugin(path)
+def plugin_options() -> list[str]:
+    """The options of the command line that load what has been loaded, for processes that go on with it."""
+    return [word for path in _LOADED for word in ("--plugin", str(path))]
 
 
 @cache

@@ -1,8 +1,14 @@
-"""One sample, decoded and checked: what training and evaluation both begin with."""
+"""Samples, decoded and checked: one, one that is kept, or many in order, a few ahead of who asks for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +21,11 @@ from allspark.errors import DataError
 
 Decoded = tuple[Image.Image, NDArray[np.uint8] | None]
 """An image (RGB), and its mask (H, W) where there is one."""
+EvalItem = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""An image (H, W, 3) and its mask (H, W)."""
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class KeptSamples:
@@ -74,3 +85,81 @@ def read_sample(sample: Sample, source: Source, *, want_mask: bool, max_pixels: 
     if source.ignore != IGNORE:
         mask = np.where(mask == source.ignore, np.uint8(IGNORE), mask)
     return image, mask
+
+
+def prefetch(
+    jobs: Iterable[Job], function: Callable[[Job], Result], workers: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Call a function for each job in threads, some jobs ahead of the consumer.
+
+    Close the generator where it may not be read to its end (``contextlib.closing``): that drops the jobs not begun and
+    waits for the others.
+
+    Args:
+        jobs: in the order of the results.
+        function: called in a thread (Pillow and NumPy work outside Python's lock). What it raises ends the results; an
+            error that shall not is returned.
+        workers: threads; 0 calls when a result is asked for.
+        ahead: jobs begun before their result is asked for, at most: bounds the memory.
+
+    Yields:
+        What ``function`` returned for each job.
+    """
+    if workers == 0:
+        yield from map(function, jobs)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="allspark-prefetch")
+    try:
+        waiting = iter(jobs)
+        begun = deque(pool.submit(function, job) for job in islice(waiting, ahead))
+        for job in waiting:
+            begun.append(pool.submit(function, job))
+            yield begun.popleft().result()  # not kept under a name here: a decoded image is large
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def eval_items(
+    samples: Sequence[Sample],
+    source: Source,
+    *,
+    workers: int,
+    max_pixels: int,
+    on_bad: Callable[[DataError], None] | None = None,
+) -> Generator[tuple[Sample, NDArray[np.uint8], NDArray[np.uint8]], None, None]:
+    """Read images and masks to evaluate in order, a few ahead of the consumer.
+
+    Args:
+        samples: what to read; each needs a mask.
+        source: their data set.
+        workers: threads that read ahead; 0 reads when asked.
+        max_pixels: larger images are refused [pixels].
+        on_bad: called with what is wrong with an image, which is passed over then; None: the error is raised.
+
+    Yields:
+        The sample, its image (H, W, 3) uint8 and its mask (H, W) uint8 with class ids and 255.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    read = partial(_eval_item, source=source, max_pixels=max_pixels)
+    with closing(prefetch(samples, read, workers, ahead=2 * workers)) as items:
+        for sample, item in zip(samples, items, strict=True):
+            if not isinstance(item, DataError):
+                yield (sample, *item)
+            elif on_bad is None:
+                raise item
+            else:
+                on_bad(item)
+
+
+def _eval_item(sample: Sample, source: Source, max_pixels: int) -> EvalItem | DataError:
+    """The image and its mask, or what is wrong with them: the ones after it are read all the same."""
+    try:
+        image, mask = read_sample(sample, source, want_mask=True, max_pixels=max_pixels)
+    except DataError as error:
+        return error
+    assert mask is not None
+    return np.asarray(image), mask

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from allspark.batch import IGNORE
-from allspark.data.member import Member
 from allspark.data.sbd import read_sbd
-from allspark.data.source import RGB
+from allspark.data.source import RGB, Member
 from allspark.errors import DataError
 from allspark.files import atomic_write
 

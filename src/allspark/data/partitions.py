@@ -8,55 +8,11 @@ of U2PL, drawn from the finely labelled ones first. 1/16 of the former holds 93 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
 
+from allspark.data.sets import DATA_SETS
+from allspark.data.sets.base import Partition
 from allspark.data.source import Source
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A published list of labelled images.
-
-    Attributes:
-        family: lists whose results may be compared, for example ``voc u2pl``.
-        name: within the family, for example ``1/16``.
-        miou: the paper's AllSpark (MiT-B5) on it [percent]; None: not reported.
-    """
-
-    family: str
-    name: str
-    miou: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.name}"
-
-
-# Source, number of images, first quarter of the SHA-256 of the sorted ids -> partition. The scores are those of the
-# published repository (xmed-lab/AllSpark, README).
-_PUBLISHED = {
-    ("voc", 92, "124b0aab2fcd1767"): Partition("voc original", "92", 76.07),
-    ("voc", 183, "79b959bccf7753cd"): Partition("voc original", "183", 78.41),
-    ("voc", 366, "f0e702c687e2ba71"): Partition("voc original", "366", 79.77),
-    ("voc", 732, "8c23014f512884b9"): Partition("voc original", "732", 80.75),
-    ("voc", 1464, "129f1fe991729b18"): Partition("voc original", "1464", 82.12),
-    ("voc", 662, "baa85754594fcd33"): Partition("voc augmented", "1/16", 78.32),
-    ("voc", 1323, "c9ca45b4e688d408"): Partition("voc augmented", "1/8", 79.98),
-    ("voc", 2646, "fd0e8dca3dac524c"): Partition("voc augmented", "1/4", 80.42),
-    ("voc", 5291, "5338f277730143e0"): Partition("voc augmented", "1/2", 81.14),
-    ("voc", 662, "feea4692738362e4"): Partition("voc u2pl", "1/16"),
-    ("voc", 1323, "23921931a21324cf"): Partition("voc u2pl", "1/8"),
-    ("voc", 2646, "d35f7cd4b4815e1d"): Partition("voc u2pl", "1/4"),
-    ("cityscapes", 100, "c4164038958f8c8e"): Partition("cityscapes", "1/30"),
-    ("cityscapes", 186, "1e5363dd012cdc46"): Partition("cityscapes", "1/16", 78.33),
-    ("cityscapes", 372, "6b3b52bab110157a"): Partition("cityscapes", "1/8", 79.24),
-    ("cityscapes", 744, "6856046a4415296a"): Partition("cityscapes", "1/4", 80.56),
-    ("cityscapes", 1488, "2b3183629a3a9f1a"): Partition("cityscapes", "1/2", 81.39),
-    ("coco", 232, "7a80d0605a2a4383"): Partition("coco", "1/512", 34.10),
-    ("coco", 463, "d89f8cf50e276af3"): Partition("coco", "1/256", 41.65),
-    ("coco", 925, "92eb3929f14c6eab"): Partition("coco", "1/128", 45.48),
-    ("coco", 1849, "67e1fa5b00095d68"): Partition("coco", "1/64", 49.56),
-    ("coco", 3697, "3410484b25372201"): Partition("coco", "1/32"),
-}
 
 
 def partition_of(kind: str, source: Source) -> Partition | None:
@@ -69,8 +25,13 @@ def partition_of(kind: str, source: Source) -> Partition | None:
     Returns:
         None if the labelled list is none of the published ones.
     """
-    if not any((kind, len(source.labeled)) == known[:2] for known in _PUBLISHED):
+    known = DATA_SETS[kind].partitions if kind in DATA_SETS else {}
+    count = len(source.labeled)
+    if not any(count == length for length, _ in known):
         return None
-    ids = sorted(sample.id for sample in source.labeled)
-    digest = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return _PUBLISHED.get((kind, len(ids), digest))
+    return known.get((count, digest(sample.id for sample in source.labeled)))
+
+
+def digest(ids: Iterable[str]) -> str:
+    """What a list is known by: the first quarter of the SHA-256 of its sorted ids, one a line, in hexadecimal."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode("utf-8", "surrogateescape")).hexdigest()[:16]

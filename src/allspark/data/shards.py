@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allspark.data.image import IMAGE_SUFFIXES
-from allspark.data.member import Member
-from allspark.data.source import Sample
+from allspark.data.source import Member, Sample
 from allspark.errors import DataError
 from allspark.files import atomic_write
 

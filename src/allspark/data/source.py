@@ -4,12 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from allspark.batch import IGNORE
-from allspark.data.member import Member
 
 RGB = tuple[int, int, int]
+Role = Literal["labeled", "unlabeled", "val"]
+"""What an image of a data set is for: the field of `Source` that it is in."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image inside a tar file; it answers what a path is asked for.
+
+    Attributes:
+        archive: the tar file.
+        member: name inside it.
+        offset: where its bytes begin [bytes].
+        size: how many they are [bytes].
+    """
+
+    archive: Path
+    member: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+    @property
+    def name(self) -> str:
+        """The last part of its name."""
+        return PurePosixPath(self.member).name
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name, with the dot."""
+        return PurePosixPath(self.member).suffix
+
+    def read_bytes(self) -> bytes:
+        """Read the file."""
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
 
 
 @dataclass(frozen=True)

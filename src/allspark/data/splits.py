@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from allspark.batch import IGNORE
-from allspark.data.decode import read_sample
+from allspark.data.decode import prefetch, read_sample
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError, UserError
 from allspark.files import atomic_write
@@ -106,9 +107,10 @@ def _classes_present(
         found = np.bincount(mask[mask != IGNORE], minlength=source.num_classes) > 0
         return np.asarray(found[: source.num_classes])
 
+    workers = os.cpu_count() or 1
     rows = []
-    with ThreadPoolExecutor() as pool:
-        for row in pool.map(present, samples):
+    with closing(prefetch(samples, present, workers, ahead=2 * workers)) as found:
+        for row in found:
             rows.append(row)
             if progress:
                 progress(len(rows), len(samples))

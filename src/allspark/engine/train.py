@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from allspark.batch import Progress, TrainBatch
+from allspark.config.plugins import plugin_options
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config, TrainConfig
 from allspark.data.check import check
@@ -227,6 +228,7 @@ class _Training:
         state, processes = self.recorder.state, self.accelerator.num_processes
         again = f"allspark train --out {shlex.quote(str(self.folder.path))} --resume"
         again += f" --processes {processes}" if processes > 1 else ""
+        again += "".join(f" {shlex.quote(word)}" for word in plugin_options())
         message = f"stopped after step {state.step} of {self.learner.total_steps}; go on with: {again}"
         raise Interrupted(message, status, quiet=not self.accelerator.is_main_process)
 

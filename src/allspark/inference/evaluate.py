@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from allspark.data.decode import eval_items
 from allspark.data.image import normalize
-from allspark.data.prefetch import eval_items
 from allspark.data.source import Sample, Source
 from allspark.errors import CheckpointError, DataError
 from allspark.inference.metrics import ConfusionMatrix, Scores

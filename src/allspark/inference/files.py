@@ -8,12 +8,15 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from allspark.data.decode import prefetch
 from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, read_image, write_mask
 from allspark.data.image import overlay as blend
 from allspark.data.source import RGB
@@ -180,12 +183,13 @@ def predict_files(
     _check_out(out, inputs, names)
     files = [{kind: out / f"{name}{ending}" for kind, ending in endings.items()} for name in names]
     failed: dict[Path, str] = {}
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    read = partial(_read, max_pixels=max_pixels)
+    with closing(prefetch(inputs, read, workers=1, ahead=_AHEAD)) as pictures, ThreadPoolExecutor(1) as writer:
         pending: deque[Future[None]] = deque()
-        images = _read_ahead(reader, [item.image for item in inputs], max_pixels)
-        for count, (item, image) in enumerate(zip(inputs, images, strict=True), 1):
+        for count, (item, picture) in enumerate(zip(inputs, pictures, strict=True), 1):
             try:
-                picture = image.result()
+                if isinstance(picture, UserError):
+                    raise picture
                 prediction = predictor.predict(picture)
             except UserError as error:
                 failed[item.image] = str(error)
@@ -218,13 +222,12 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _read_ahead(reader: ThreadPoolExecutor, files: Sequence[Path], max_pixels: int) -> Iterator[Future[Image.Image]]:
-    ahead: deque[Future[Image.Image]] = deque()
-    for file in files:
-        ahead.append(reader.submit(read_image, file, max_pixels))
-        if len(ahead) > _AHEAD:
-            yield ahead.popleft()
-    yield from ahead
+def _read(item: Input, max_pixels: int) -> Image.Image | UserError:
+    """The picture, or what is wrong with it: the ones after it are read all the same."""
+    try:
+        return read_image(item.image, max_pixels)
+    except UserError as error:
+        return error
 
 
 def _write(files: dict[str, Path], picture: Image.Image, prediction: Prediction, palette: Sequence[RGB]) -> None:

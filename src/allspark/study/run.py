@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allspark.config.files import differences, load_config, save_config
+from allspark.config.plugins import plugin_options
 from allspark.engine.result import read_result
 from allspark.errors import ConfigError, UserError
 from allspark.files import lock_folder
@@ -121,7 +122,7 @@ def _start(planned: Planned, slot: int, jobs: int, gpus: Sequence[str]) -> subpr
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     command = [sys.executable, "-m", "allspark.cli.app", "train", "--config", str(planned.out / _PLAN)]
-    command += ["--out", str(planned.out), "--resume"]
+    command += ["--out", str(planned.out), "--resume", *plugin_options()]
     with (planned.out / _OUTPUT).open("ab") as output:
         return subprocess.Popen(
             command,
@@ -176,5 +177,13 @@ def _outcome(one: _Running) -> str:
 
 def go_on_command(file: Path, out: Path, jobs: int, extra: Sequence[str]) -> str:
     """The command that takes a study up again."""
-    words = ["allspark", "study", str(file), "--out", str(out), *(["--jobs", str(jobs)] if jobs > 1 else [])]
+    words = [
+        "allspark",
+        "study",
+        str(file),
+        "--out",
+        str(out),
+        *plugin_options(),
+        *(["--jobs", str(jobs)] if jobs > 1 else []),
+    ]
     return shlex.join([*words, *(word for item in extra for word in ("--set", item))])

@@ -67,7 +67,9 @@ def sound(tmp_path: Path) -> Source:
     return Source(root, CLASSES, PALETTE, tuple(samples[:4]), tuple(samples[7:]), tuple(samples[4:7]))
 
 
-def look(source: Source, *, workers: int = 0, fast: bool = False, crop: tuple[int, int] | None = (30, 40)) -> Report:
+def report_of(
+    source: Source, *, workers: int = 0, fast: bool = False, crop: tuple[int, int] | None = (30, 40)
+) -> Report:
     return check(source, crop=crop, max_pixels=TOO_MANY, workers=workers, fast=fast)
 
 
@@ -77,7 +79,7 @@ def only(report: Report, kind: str) -> Finding:
 
 
 def test_sound_set_is_safe_and_counted(sound):
-    report = look(sound)
+    report = report_of(sound)
     assert report.findings == ()
     assert report.safe
     assert report.counts == {"labeled": 4, "val": 3, "unlabeled": 3}
@@ -353,7 +355,7 @@ FAULTS: list[tuple[Fault, str, str, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("fault", "kind", "level", "words"), FAULTS, ids=[row[0].__name__ for row in FAULTS])
 def test_each_fault_is_named_with_its_fix(fault, kind, level, words, sound):
-    report = look(fault(sound))
+    report = report_of(fault(sound))
     finding = only(report, kind)
     assert finding.level == level
     position = 0
@@ -368,14 +370,14 @@ def test_each_fault_is_named_with_its_fix(fault, kind, level, words, sound):
 
 @pytest.mark.parametrize("fault", [folder_link_loop, coloured], ids=lambda fault: fault.__name__)
 def test_what_is_no_fault(fault, sound):
-    assert look(fault(sound)).findings == ()
+    assert report_of(fault(sound)).findings == ()
 
 
 def test_all_faults_at_once_are_all_found(sound):
     source = sound
     for fault in (cut_unlabeled, missing_mask, strange_values, lonely_mask, copy_in_training, small_mask):
         source = fault(source)
-    kinds = {finding.kind for finding in look(source).findings}
+    kinds = {finding.kind for finding in report_of(source).findings}
     assert kinds == {"unreadable", "no-mask", "values", "orphan", "duplicate", "size"}
 
 
@@ -386,15 +388,15 @@ def test_images_of_any_mode_are_fine(mode, sound):
     (grey.convert("I;16") if mode == "I;16" else grey.convert("RGB").convert(mode)).save(path)
     source = replace(sound, labeled=(replace(sound.labeled[0], image=path), *sound.labeled[1:]))
     sound.labeled[0].image.unlink()
-    assert look(source).findings == ()
+    assert report_of(source).findings == ()
 
 
 def test_fix_of_0_255_masks_mends_them_as_it_stands(sound):
     source = coded_0_255(sound)
-    command = only(look(source), "coding").fix.split("`")[1]
+    command = only(report_of(source), "coding").fix.split("`")[1]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-c", command], check=True, env=os.environ | {"PATH": path})
-    report = look(source)
+    report = report_of(source)
     assert report.findings == ()
     assert report.class_images["labeled"].tolist() == [4, 4]
 
@@ -403,12 +405,12 @@ def test_offered_colours_make_a_classes_file_as_they_stand(sound):
     source = sound
     for sample in (*source.labeled, *source.val):
         save_rgb(sample.mask, [(9, 8, 7), (9, 8, 7), (1, 2, 3), (4, 4, 4)])
-    offer = only(look(source), "rgb").paste
+    offer = only(report_of(source), "rgb").paste
     assert offer[0] == "0\tname0\t9 8 7"
     (source.root / "classes.txt").write_text("\n".join(offer) + "\n")
     mended = open_source(DataConfig(source="folder", root=source.root))
     assert mended.rgb_masks
-    report = look(mended)
+    report = report_of(mended)
     assert report.safe
     assert report.class_pixels["val"].sum() == len(mended.val) * SIZE[0] * SIZE[1]
 
@@ -419,7 +421,7 @@ def test_side_by_side_is_equal_to_one_by_one(fast, sound):
     for fault in (empty_image, strange_values, leak_by_name, leak_by_content, some_strange_colours):
         source = fault(source)
     calls: list[tuple[int, int]] = []
-    alone = look(source, fast=fast)
+    alone = report_of(source, fast=fast)
     together = check(
         source,
         crop=(30, 40),
@@ -434,16 +436,16 @@ def test_side_by_side_is_equal_to_one_by_one(fast, sound):
     assert calls == sorted(calls)
 
 
-def look_or_die(jobs, rules):
-    """As `look`, but one image takes the whole process with it."""
+def inspect_or_die(jobs, rules):
+    """As `inspect_files`, but one image takes the whole process with it."""
     if any(job.sample.id == "frei 1" for job in jobs):
         os._exit(3)
-    return check_files.look(jobs, rules)
+    return check_files.inspect_files(jobs, rules)
 
 
 def test_a_process_that_dies_is_survived_and_its_file_named(sound, monkeypatch):
-    monkeypatch.setattr(check_workers, "look", look_or_die)
-    report = look(strange_values(sound), workers=2)
+    monkeypatch.setattr(check_workers, "inspect_files", inspect_or_die)
+    report = report_of(strange_values(sound), workers=2)
     finding = only(report, "unreadable")
     assert finding.files == (str(sound.unlabeled[1].image),)
     assert "the process that read it died" in finding.message
@@ -469,7 +471,7 @@ def test_a_script_without_main_guard_is_served_all_the_same(sound, tmp_path):
 def test_fast_check_reads_heads_of_all_and_pixels_of_some(sound, monkeypatch):
     monkeypatch.setattr(check_files, "_FAST_MASKS", {"labeled": 2, "val": 1, "unlabeled": 0})
     source = cut_image(strange_values(sound))  # the pixels of images are left to training
-    report = look(source, fast=True)
+    report = report_of(source, fast=True)
     assert report.masks == {"labeled": 2, "val": 1}
     assert len(report.sizes) == 10
     assert {finding.kind for finding in report.findings} == {"values"}, "values of the first validation mask"
@@ -477,7 +479,7 @@ def test_fast_check_reads_heads_of_all_and_pixels_of_some(sound, monkeypatch):
 
 @pytest.mark.parametrize("fault", [small_mask, turned_image])
 def test_fast_check_tells_sizes_from_heads(fault, sound):
-    assert only(look(fault(sound), fast=True), "size") == only(look(sound), "size")
+    assert only(report_of(fault(sound), fast=True), "size") == only(report_of(sound), "size")
 
 
 def test_fast_check_believes_an_orientation_at_the_end_of_a_png(sound):
@@ -487,19 +489,19 @@ def test_fast_check_believes_an_orientation_at_the_end_of_a_png(sound):
     end = at + 12 + int.from_bytes(data[at : at + 4], "big")
     sample.image.write_bytes(data[:at] + data[end:-12] + data[at:end] + data[-12:])
     save_mask(sample.mask, (0, 1, 2, 255), SIZE[::-1])
-    assert look(sound, crop=None).findings == ()
-    assert look(sound, fast=True, crop=None).findings == ()
+    assert report_of(sound, crop=None).findings == ()
+    assert report_of(sound, fast=True, crop=None).findings == ()
 
 
 @pytest.mark.parametrize("fault", [empty_image, missing_image, missing_mask, huge_image, looping_link, no_labels])
 def test_fast_check_finds_what_heads_show(fault, sound):
-    assert not look(fault(sound), fast=True).safe
+    assert not report_of(fault(sound), fast=True).safe
 
 
 def test_fast_check_looks_at_a_spread_of_a_large_set(sound, monkeypatch):
     monkeypatch.setattr(check_files, "_FAST_HEADS", 5)
     many = tuple(Sample(str(index), sound.unlabeled[0].image) for index in range(1001))
-    picked = [job.sample.id for job in check_files.plan(replace(sound, unlabeled=many), fast=True)][-5:]
+    picked = [job.sample.id for job in check_files.files_to_read(replace(sound, unlabeled=many), fast=True)][-5:]
     assert picked == ["0", "250", "500", "750", "1000"]
 
 
@@ -511,7 +513,7 @@ def printed(report: Report, source: Source) -> str:
 
 
 def test_print_of_a_sound_set(sound):
-    text = printed(look(sound), replace(sound, notes=("3 images are [held] out",)))
+    text = printed(report_of(sound), replace(sound, notes=("3 images are [held] out",)))
     assert text.rstrip().endswith("safe to train")
     assert "not safe" not in text
     for words in (str(sound.root), "3 images are [held] out", "Haus & Hof", "33.33 %", "labelled", "median", "crop"):
@@ -522,7 +524,7 @@ def test_print_shows_five_files_of_a_kind_and_json_all(sound):
     source = sound
     bad = tuple(Sample(f"fehlt {i}", source.root / "images" / f"fehlt {i}.png") for i in range(100))
     source = rgb_without_colours(replace(source, unlabeled=bad))
-    report = look(source)
+    report = report_of(source)
     text = printed(report, source)
     assert text.count("fehlt") == 5
     assert "and 95 more" in text
@@ -539,7 +541,7 @@ def test_print_shows_five_files_of_a_kind_and_json_all(sound):
 def test_many_classes_are_printed_in_part(sound):
     names = tuple(f"Klasse {index:03d}" for index in range(200))
     source = replace(sound, classes=names, palette=((0, 0, 0),) * 200)
-    text = printed(look(source), source)
+    text = printed(report_of(source), source)
     assert "Klasse 000" in text
     assert text.count("Klasse") < 60
     assert "and 160 more" in text
@@ -550,7 +552,7 @@ def test_a_set_in_which_nothing_can_be_read_still_gives_a_report(sound):
         sample.image.write_bytes(b"")
     for sample in (*sound.labeled, *sound.val):
         write_mask(sample.mask, np.full((SIZE[1], SIZE[0]), 255, np.uint8), PALETTE)
-    report = look(sound)
+    report = report_of(sound)
     assert len(only(report, "unreadable").files) == 10
     assert len(only(report, "blank").files) == 7
     assert report.size_statistics() == {}
@@ -609,7 +611,7 @@ def test_files_of_a_kind_that_nothing_reads_are_named(sound):
     (sound.labeled[0].image.parent / "clip.GIF").write_bytes(b"GIF89a")
     (sound.labeled[0].mask.parent / "mask.npy").write_bytes(b"x")
     (sound.labeled[0].image.parent / "notes.txt").write_text("x")
-    finding = only(look(sound), "unread")
+    finding = only(report_of(sound), "unread")
     assert finding.level == "warning" and "2 files" in finding.summary and "(.GIF, .npy)" in finding.summary
 
 
@@ -617,7 +619,7 @@ def test_files_of_a_kind_that_nothing_reads_are_named(sound):
 def test_a_list_of_masks_without_any_class_is_an_error(sound, role):
     for sample in getattr(sound, role):
         save_mask(sample.mask, (255,))
-    assert only(look(sound), "all-blank").level == "error"
+    assert only(report_of(sound), "all-blank").level == "error"
 
 
 def test_without_unlabelled_images_only_supervised_training_is_safe(sound, capsys):
@@ -629,8 +631,8 @@ def test_without_unlabelled_images_only_supervised_training_is_safe(sound, capsy
 
 def test_the_fix_of_0_255_masks_may_run_twice(sound):
     source = coded_0_255(sound)
-    command = only(look(source), "coding").fix.split("`")[1]
+    command = only(report_of(source), "coding").fix.split("`")[1]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for _ in range(2):
         subprocess.run(["bash", "-c", command], check=True, env=os.environ | {"PATH": path})
-    assert look(source).class_images["labeled"].tolist() == [4, 4]
+    assert report_of(source).class_images["labeled"].tolist() == [4, 4]

@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw
 from allspark.cli.app import main
 from allspark.config.schema import DataConfig
 from allspark.data.image import from_colours
-from allspark.data.sets import open_source, prepare_coco, prepare_potsdam
-from allspark.data.sets.coco import CLASSES
+from allspark.data.sets import open_source
+from allspark.data.sets.coco import CLASSES, draw_instances, prepare_coco
 from allspark.data.sets.potsdam import CLASSES as POTSDAM_CLASSES
-from allspark.data.sets.potsdam import TEST_AREAS
+from allspark.data.sets.potsdam import TEST_AREAS, prepare_potsdam, tile_boxes
 from allspark.errors import DataError, UserError
 from tests.fakes import coco_annotations, potsdam_pictures
 
@@ -26,7 +26,7 @@ def read(path):
 def test_masks_of_real_instances_equal_those_that_lie_beside_them(shared, tmp_path):
     data = shared / "data" / "coco-mini"
     (tmp_path / "annotations").symlink_to(data / "annotations")
-    made = prepare_coco.prepare_coco(tmp_path, workers=2)
+    made = prepare_coco(tmp_path, workers=2)
     masks = sorted((data / "masks").glob("*.png"))
     assert (made.made, made.kept, made.notes) == (len(masks), 0, ()) and len(masks) == 100
     for path in masks:
@@ -44,8 +44,8 @@ def test_smaller_instances_lie_over_larger_ones_and_crowds_do_not_count():
     expected = Image.new("L", (16, 20))
     for k, box in ((1, (2, 2, 11, 11)), (3, (5, 5, 7, 7)), (255, (14, 0, 15, 19))):
         ImageDraw.Draw(expected).rectangle(box, fill=k)
-    assert np.array_equal(prepare_coco.draw(20, 16, instances), np.asarray(expected))
-    assert not prepare_coco.draw(20, 16, [(1, 1.0, False, [sliver])]).any()
+    assert np.array_equal(draw_instances(20, 16, instances), np.asarray(expected))
+    assert not draw_instances(20, 16, [(1, 1.0, False, [sliver])]).any()
 
 
 def test_what_is_there_is_not_drawn_again(tmp_path, capsys):
@@ -74,11 +74,11 @@ def test_an_interrupted_preparation_goes_on_and_leaves_no_half_file(tmp_path, mo
         return np.zeros((64, 80), np.uint8)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_coco, "draw", stop_at_the_fifth)
+        patch.setattr("allspark.data.sets.coco.draw_instances", stop_at_the_fifth)
         with pytest.raises(KeyboardInterrupt):
-            prepare_coco.prepare_coco(tmp_path, workers=1)
+            prepare_coco(tmp_path, workers=1)
     assert len(list((tmp_path / "masks").iterdir())) == 4
-    made = prepare_coco.prepare_coco(tmp_path, workers=1)
+    made = prepare_coco(tmp_path, workers=1)
     assert (made.made, made.kept) == (9, 4)
 
 
@@ -94,7 +94,7 @@ def test_ready_made_masks_may_lie_in_a_folder_for_each_part(tmp_path):
 
 def test_wrong_annotations_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"instances_train2017\.json: no such file"):
-        prepare_coco.prepare_coco(tmp_path, workers=1)
+        prepare_coco(tmp_path, workers=1)
     coco_annotations(tmp_path)
     with pytest.raises(DataError, match=r"allspark prepare coco"):
         open_source(DataConfig(source="coco", root=tmp_path))
@@ -107,20 +107,20 @@ def test_wrong_annotations_are_one_line(tmp_path, monkeypatch):
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=said):
-            prepare_coco.prepare_coco(tmp_path, workers=1)
+            prepare_coco(tmp_path, workers=1)
     file.unlink()
-    (note,) = prepare_coco.prepare_coco(tmp_path, workers=1).notes
+    (note,) = prepare_coco(tmp_path, workers=1).notes
     assert "instances_val2017.json: no such file" in note
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UserError, match=r"allspark\[coco\]"):
-        prepare_coco.prepare_coco(tmp_path, workers=1)
+        prepare_coco(tmp_path, workers=1)
 
 
 @pytest.mark.parametrize(("side", "size"), [(6000, 512), (1, 512), (512, 512), (513, 512), (1000, 333)])
 def test_tiles_cover_every_pixel_once(side, size):
     covered = np.zeros((side, 100), np.int32)
     sizes = set()
-    for top, left, bottom, right in prepare_potsdam.tiles(side, 100, size):
+    for top, left, bottom, right in tile_boxes(side, 100, size):
         covered[top:bottom, left:right] += 1
         sizes.add(bottom - top)
     assert (covered == 1).all() and max(sizes) <= size and max(sizes) - min(sizes) <= 1
@@ -151,7 +151,7 @@ def test_tiles_of_potsdam_put_together_give_the_pictures(tmp_path, labels, capsy
     (tmp_path / "tiles" / "images" / "2_10_0000_0000.png").unlink()
     assert main(command) == 0 and "1 tiles made, 11 were there already" in capsys.readouterr().out
     with pytest.raises(DataError, match="remove it to cut others"):
-        prepare_potsdam.prepare_potsdam(tmp_path, size=64, workers=1)
+        prepare_potsdam(tmp_path, size=64, workers=1)
 
 
 def test_potsdam_has_24_areas_to_train_and_14_to_test():
@@ -162,10 +162,10 @@ def test_potsdam_has_24_areas_to_train_and_14_to_test():
 
 def test_wrong_pictures_of_potsdam_are_one_line(tmp_path):
     with pytest.raises(DataError, match="2_Ortho_RGB"):
-        prepare_potsdam.prepare_potsdam(tmp_path, workers=1)
+        prepare_potsdam(tmp_path, workers=1)
     with pytest.raises(DataError, match="allspark prepare potsdam"):
         open_source(DataConfig(source="potsdam", root=tmp_path))
     potsdam_pictures(tmp_path)
     Image.new("RGB", (9, 9)).save(tmp_path / "5_Labels_all" / "top_potsdam_2_10_label.tif")
     with pytest.raises(DataError, match=r"top_potsdam_2_10_label\.tif: 9x9 pixels, but its image has 160x128"):
-        prepare_potsdam.prepare_potsdam(tmp_path, workers=2)
+        prepare_potsdam(tmp_path, workers=2)

@@ -1,4 +1,4 @@
-"""Look at every file of a data set and say everything that is wrong at once."""
+"""Read every file of a data set and say everything that is wrong at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from allspark.data.check.files import Role, Rules, Seen, plan
+from allspark.data.check.files import Inspected, Rules, files_to_read
 from allspark.data.check.findings import (
     Finding,
     duplicate_findings,
@@ -24,7 +24,7 @@ from allspark.data.check.findings import (
 )
 from allspark.data.check.masks import class_findings, colour_findings, value_findings
 from allspark.data.check.workers import read_all
-from allspark.data.source import RGB, Source
+from allspark.data.source import RGB, Role, Source
 
 __all__ = ["Finding", "Report", "check"]
 
@@ -133,44 +133,46 @@ def check(
     Returns:
         The report; it is the same for any number of workers.
     """
-    jobs = plan(source, fast=fast)
+    jobs = files_to_read(source, fast=fast)
     rules = Rules(source.palette if source.rgb_masks else None, source.codes, source.ignore, max_pixels)
-    seen: list[Seen] = []
+    inspected: list[Inspected] = []
     for some in read_all(jobs, rules, workers=workers, fast=fast):
-        seen += some
+        inspected += some
         if progress is not None:
-            progress(len(seen), len(jobs))
-    seen.sort(key=lambda one: one.index)
+            progress(len(inspected), len(jobs))
+    inspected.sort(key=lambda item: item.index)
     masks: dict[Role, list[dict[int, int]]] = {"labeled": [], "val": []}
-    for one in seen:
-        if one.counts is not None:
-            masks[one.role].append(one.counts)
+    for item in inspected:
+        if item.counts is not None:
+            masks[item.role].append(item.counts)
     return Report(
-        findings=_judge(seen, source, crop, fast),
+        findings=_judge(inspected, source, crop, fast),
         classes=source.classes,
         palette=source.palette,
         counts={"labeled": len(source.labeled), "val": len(source.val), "unlabeled": len(source.unlabeled)},
         masks={role: len(counts) for role, counts in masks.items()},
         class_pixels={role: _pixels(counts, source.num_classes) for role, counts in masks.items() if counts},
         class_images={role: _images(counts, source.num_classes) for role, counts in masks.items() if counts},
-        sizes=np.array([one.size for one in seen if one.size], np.int64).reshape(-1, 2),
+        sizes=np.array([item.size for item in inspected if item.size], np.int64).reshape(-1, 2),
         crop=crop,
     )
 
 
-def _judge(seen: Sequence[Seen], source: Source, crop: tuple[int, int] | None, fast: bool) -> tuple[Finding, ...]:
+def _judge(
+    inspected: Sequence[Inspected], source: Source, crop: tuple[int, int] | None, fast: bool
+) -> tuple[Finding, ...]:
     findings = [
         *layout_findings(source),
         *list_findings(source),
-        *file_findings(seen),
-        *size_findings(seen, crop),
-        *colour_findings(seen, source),
+        *file_findings(inspected),
+        *size_findings(inspected, crop),
+        *colour_findings(inspected, source),
         *name_findings(source),
     ]
     if not source.faults:  # else the classes are not known
-        findings += [*value_findings(seen, source), *class_findings(seen, source)]
+        findings += [*value_findings(inspected, source), *class_findings(inspected, source)]
     if not fast:
-        findings += [*duplicate_findings(seen), *orphan_findings(source), *unread_findings(source)]
+        findings += [*duplicate_findings(inspected), *orphan_findings(source), *unread_findings(source)]
     return tuple(sorted(findings, key=lambda finding: finding.level != "error"))
 
 

@@ -1,4 +1,4 @@
-"""What a check sees of every image and mask file."""
+"""Inspect image and mask files: what a check knows of each."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ import numpy as np
 from PIL import Image
 
 from allspark.data.image import IGNORE_COLOUR, read_image, read_mask
-from allspark.data.member import Member
 from allspark.data.sets.classes import is_rgb
-from allspark.data.source import RGB, Sample, Source, code_of
+from allspark.data.source import RGB, Member, Role, Sample, Source, code_of
 from allspark.errors import DataError
 
-Role = Literal["labeled", "val", "unlabeled"]
 Depth = Literal["whole", "head", "none"]
 
-_FAST_HEADS = 2000  # of each role, looked at before training starts
+_FAST_HEADS = 2000  # of each role, read before training starts
 _FAST_MASKS: dict[Role, int] = {"labeled": 200, "val": 50, "unlabeled": 0}  # decoded before training starts
 _COLOURS = 64  # kept of an RGB mask, the most frequent ones
 _ORIENTATION, _QUARTER_TURNS = 0x0112, {5, 6, 7, 8}  # EXIF tag, and its values that swap width and height
@@ -50,7 +48,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to look at: whole (decoded), or its header only."""
+    """One image to inspect with its mask: whole (decoded), or its header only."""
 
     index: int
     sample: Sample
@@ -60,8 +58,8 @@ class Job:
 
 
 @dataclass
-class Seen:
-    """What was seen of one image and its mask.
+class Inspected:
+    """What is known of one image and its mask after they were read.
 
     Attributes:
         index: of the job.
@@ -90,8 +88,8 @@ class Seen:
     faults: list[Fault] = field(default_factory=list)
 
 
-def plan(source: Source, *, fast: bool) -> list[Job]:
-    """Say what to read: everything, or (fast) headers and some masks, spread evenly over each list."""
+def files_to_read(source: Source, *, fast: bool) -> list[Job]:
+    """Choose what a check reads: everything, or (fast) headers and some masks, spread evenly over each list."""
     jobs: list[Job] = []
     roles: tuple[tuple[Role, Sequence[Sample]], ...] = (
         ("labeled", source.labeled),
@@ -99,9 +97,9 @@ def plan(source: Source, *, fast: bool) -> list[Job]:
         ("unlabeled", source.unlabeled),
     )
     for role, samples in roles:
-        looked_at = _spread(len(samples), _FAST_HEADS if fast else len(samples))
+        read = _spread(len(samples), _FAST_HEADS if fast else len(samples))
         decoded = set(_spread(len(samples), _FAST_MASKS[role] if fast else len(samples)))
-        for position in sorted({*looked_at, *decoded}):
+        for position in sorted({*read, *decoded}):
             mask: Depth = "whole" if position in decoded else "head"
             jobs.append(
                 Job(
@@ -120,60 +118,61 @@ def _spread(count: int, limit: int) -> list[int]:
     return [int(position) for position in np.linspace(0, count - 1, min(count, limit)).round()]
 
 
-def look(jobs: Sequence[Job], rules: Rules) -> list[Seen]:
-    """Look at some images and their masks."""
-    return [_look_at(job, rules) for job in jobs]
+def inspect_files(jobs: Sequence[Job], rules: Rules) -> list[Inspected]:
+    """Read some images and their masks, and say what is known of them."""
+    return [_inspect(job, rules) for job in jobs]
 
 
-def _look_at(job: Job, rules: Rules) -> Seen:
-    seen = Seen(job.index, job.sample, job.role)
+def _inspect(job: Job, rules: Rules) -> Inspected:
+    inspected = Inspected(job.index, job.sample, job.role)
     path, mask = job.sample.image, job.sample.mask
     try:
         if job.image == "whole":
-            seen.size = read_image(path, rules.max_pixels).size
-            seen.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+            inspected.size = read_image(path, rules.max_pixels).size
+            inspected.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
         else:
-            seen.size = _size_in_head(path, rules.max_pixels)
+            inspected.size = _size_in_head(path, rules.max_pixels)
     except (DataError, OSError) as error:
-        seen.faults.append(Fault("unreadable", str(path), str(error)))
+        inspected.faults.append(Fault("unreadable", str(path), str(error)))
     if job.mask == "none":
-        return seen
+        return inspected
     if mask is None or not os.path.lexists(mask):
         looked_for = f", looked for {mask}" if mask else ""
-        seen.faults.append(Fault("no-mask", str(path), f"{path}: no mask{looked_for}"))
-        return seen
+        inspected.faults.append(Fault("no-mask", str(path), f"{path}: no mask{looked_for}"))
+        return inspected
     try:
         if job.mask == "whole":
-            _decode_mask(seen, mask, rules)
+            _decode_mask(inspected, mask, rules)
         else:
-            seen.mask_size = _size_in_head(mask, rules.max_pixels)
-        if job.image == "head" and seen.size and seen.size != seen.mask_size == seen.size[::-1]:
-            seen.size = read_image(path, rules.max_pixels).size  # some PNGs tell of their orientation at the end only
+            inspected.mask_size = _size_in_head(mask, rules.max_pixels)
+        if job.image == "head" and inspected.size and inspected.size != inspected.mask_size == inspected.size[::-1]:
+            # Some PNGs tell of their orientation at the end only.
+            inspected.size = read_image(path, rules.max_pixels).size
     except DataError as error:
         kind = "mask-form" if _decodes(mask, rules.max_pixels) else "unreadable"
-        seen.faults.append(Fault(kind, str(mask), str(error)))
-    return seen
+        inspected.faults.append(Fault(kind, str(mask), str(error)))
+    return inspected
 
 
-def _decode_mask(seen: Seen, path: Path, rules: Rules) -> None:
-    seen.rgb = is_rgb(path)
+def _decode_mask(inspected: Inspected, path: Path, rules: Rules) -> None:
+    inspected.rgb = is_rgb(path)
     # With no colours known, an empty palette tells whether the picture can be read, and how large it is.
-    palette = (rules.palette or ()) if seen.rgb else None
+    palette = (rules.palette or ()) if inspected.rgb else None
     code = code_of(path, rules.codes)
     mask = read_mask(path, palette=palette, code=code, ignore=rules.ignore, max_pixels=rules.max_pixels)
-    seen.mask_size = (mask.shape[1], mask.shape[0])
-    if not seen.rgb or rules.palette is not None:
+    inspected.mask_size = (mask.shape[1], mask.shape[0])
+    if not inspected.rgb or rules.palette is not None:
         counts = np.bincount(mask.ravel(), minlength=256)
-        seen.counts = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    if seen.rgb and (seen.counts is None or rules.ignore in seen.counts):
+        inspected.counts = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    if inspected.rgb and (inspected.counts is None or rules.ignore in inspected.counts):
         with Image.open(path) as image:
             found = image.convert("RGB").getcolors(1 << 24) or []
         known = {*(rules.palette or ()), IGNORE_COLOUR}
         # RGB images have colours of three numbers; Pillow's types allow for other modes.
         strange = [(colour, count) for count, colour in found if isinstance(colour, tuple) and colour not in known]
         ranked = sorted(strange, key=lambda pair: (-pair[1], pair[0]))
-        seen.outside = sum(count for _, count in ranked)
-        seen.colours = tuple(((c[0], c[1], c[2]), count) for c, count in ranked[:_COLOURS])
+        inspected.outside = sum(count for _, count in ranked)
+        inspected.colours = tuple(((c[0], c[1], c[2]), count) for c, count in ranked[:_COLOURS])
 
 
 def _decodes(path: Path, max_pixels: int) -> bool:

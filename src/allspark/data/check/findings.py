@@ -1,4 +1,4 @@
-"""From what was seen of the files to what is wrong with a data set, and how to mend it."""
+"""From inspected files to what is wrong with a data set, and how to mend it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from allspark.data.check.files import Fault, Role, Seen
+from allspark.data.check.files import Fault, Inspected
 from allspark.data.image import IMAGE_SUFFIXES
 from allspark.data.sets.lists import find_files
 from allspark.data.shards import Shards
-from allspark.data.source import Sample, Source
+from allspark.data.source import Role, Sample, Source
 from allspark.errors import DataError
 
 # Pictures and arrays that people have and that are not read.
@@ -92,7 +92,7 @@ def list_findings(source: Source) -> Iterator[Finding]:
         yield Finding("warning", "no-unlabeled", "no unlabelled image: only supervised training is possible", fix)
 
 
-def file_findings(seen: Sequence[Seen]) -> Iterator[Finding]:
+def file_findings(inspected: Sequence[Inspected]) -> Iterator[Finding]:
     """Files that are missing or cannot be read."""
     words = {
         "unreadable": ("{} that cannot be read", "file", "replace or remove them"),
@@ -104,21 +104,21 @@ def file_findings(seen: Sequence[Seen]) -> Iterator[Finding]:
         "mask-form": ("{} that hold no class ids", "mask", "save them as PNG with one 8-bit class id a pixel"),
     }
     by_kind: dict[str, list[Fault]] = defaultdict(list)
-    for fault in dict.fromkeys(fault for one in seen for fault in one.faults):
+    for fault in dict.fromkeys(fault for item in inspected for fault in item.faults):
         by_kind[fault.kind].append(fault)
     for kind, (summary, noun, fix) in words.items():
         if faults := by_kind[kind]:
             yield finding_of("error", kind, summary.format(count(len(faults), noun)), fix, faults)
 
 
-def size_findings(seen: Sequence[Seen], crop: tuple[int, int] | None) -> Iterator[Finding]:
+def size_findings(inspected: Sequence[Inspected], crop: tuple[int, int] | None) -> Iterator[Finding]:
     """Masks of another size than their image, and images smaller than the crop (height, width)."""
-    differing = [one for one in seen if one.size and one.mask_size and one.size != one.mask_size]
+    differing = [item for item in inspected if item.size and item.mask_size and item.size != item.mask_size]
     if differing:
-        faults = [Fault("size", str(one.sample.mask), _two_sizes(one)) for one in differing]
+        faults = [Fault("size", str(item.sample.mask), _two_sizes(item)) for item in differing]
         fix = "export masks at the size of their image, without interpolation between class ids"
         yield finding_of("error", "size", f"{count(len(faults), 'mask')} of another size than the image", fix, faults)
-    sizes = [one.size for one in seen if one.size]
+    sizes = [item.size for item in inspected if item.size]
     small = smaller_than(sizes, crop)
     if crop is not None and small:
         yield Finding(
@@ -134,11 +134,11 @@ def smaller_than(sizes: Iterable[tuple[int, int]], crop: tuple[int, int] | None)
     return 0 if crop is None else sum(width < crop[1] or height < crop[0] for width, height in sizes)
 
 
-def _two_sizes(one: Seen) -> str:
-    assert one.size is not None
-    assert one.mask_size is not None
-    line = f"{one.sample.mask} is {_by(one.mask_size)}, its image {one.sample.image} is {_by(one.size)}"
-    if one.size == one.mask_size[::-1]:
+def _two_sizes(item: Inspected) -> str:
+    assert item.size is not None
+    assert item.mask_size is not None
+    line = f"{item.sample.mask} is {_by(item.mask_size)}, its image {item.sample.image} is {_by(item.size)}"
+    if item.size == item.mask_size[::-1]:
         return (
             f"{line} (one of them lies on its side: the image's EXIF orientation counts, was the mask drawn without?)"
         )
@@ -175,19 +175,19 @@ def _as_faults(ids: Iterable[str]) -> list[Fault]:
     return [Fault("id", key, key) for key in ids]
 
 
-def duplicate_findings(seen: Sequence[Seen]) -> Iterator[Finding]:
+def duplicate_findings(inspected: Sequence[Inspected]) -> Iterator[Finding]:
     """Images that are the same byte by byte under different names."""
-    same: dict[bytes, dict[str, list[Seen]]] = defaultdict(dict)
-    for one in seen:
-        if one.digest:
-            same[one.digest].setdefault(one.sample.id, []).append(one)
+    same: dict[bytes, dict[str, list[Inspected]]] = defaultdict(dict)
+    for item in inspected:
+        if item.digest:
+            same[item.digest].setdefault(item.sample.id, []).append(item)
     leaks: list[Fault] = []
     others: list[Fault] = []
     for by_id in same.values():
         if len(by_id) > 1:
-            group = [one for copies in by_id.values() for one in copies]
-            in_val = {one.role == "val" for one in group}
-            line = " = ".join(f"{one.sample.image} ({ROLE_NAMES[one.role]})" for one in group)
+            group = [item for copies in by_id.values() for item in copies]
+            in_val = {item.role == "val" for item in group}
+            line = " = ".join(f"{item.sample.image} ({ROLE_NAMES[item.role]})" for item in group)
             (leaks if len(in_val) == 2 else others).append(Fault("equal", str(group[0].sample.image), line))
     if leaks:
         summary = f"{count(len(leaks), 'image')} in training and validation under different names (equal files)"

@@ -8,33 +8,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from allspark.batch import IGNORE
-from allspark.data.check.files import Fault, Role, Seen
+from allspark.data.check.files import Fault, Inspected
 from allspark.data.check.findings import ROLE_NAMES, Finding, Level, count, finding_of, folder_of, percent
-from allspark.data.source import Source
+from allspark.data.source import Role, Source
 
 _OFFERED = 24  # colours offered as classes
 _WRONG_PALETTE = 0.5  # share of pixels outside the palette from which on it cannot be the right one
 
 
-def value_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
+def value_findings(inspected: Sequence[Inspected], source: Source) -> Iterator[Finding]:
     """Mask values that are no class."""
-    masks = [one for one in seen if one.counts is not None]
+    masks = [item for item in inspected if item.counts is not None]
     present: Counter[int] = Counter()
     faults, wrong = [], set()
-    for one in masks:
-        assert one.counts is not None
-        present.update(one.counts)
-        strange = [value for value in one.counts if value >= source.num_classes and value != source.ignore]
+    for item in masks:
+        assert item.counts is not None
+        present.update(item.counts)
+        strange = [value for value in item.counts if value >= source.num_classes and value != source.ignore]
         if strange:
             wrong.update(strange)
-            total = sum(one.counts.values())
-            shown = ", ".join(f"{value} ({percent(one.counts[value] / total)})" for value in strange[:8])
+            total = sum(item.counts.values())
+            shown = ", ".join(f"{value} ({percent(item.counts[value] / total)})" for value in strange[:8])
             more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
-            faults.append(Fault("values", str(one.sample.mask), f"{one.sample.mask} holds {shown}{more}"))
+            faults.append(Fault("values", str(item.sample.mask), f"{item.sample.mask} holds {shown}{more}"))
     # An ordinary mask may hold nothing but background and ignored pixels; all of them together may not.
-    zero_or_255 = set(present) == {0, IGNORE} and not any(one.rgb for one in masks)
+    zero_or_255 = set(present) == {0, IGNORE} and not any(item.rgb for item in masks)
     if zero_or_255 and source.ignore == IGNORE:
-        files = [Fault("coding", str(one.sample.mask), str(one.sample.mask)) for one in masks if one.counts]
+        files = [Fault("coding", str(item.sample.mask), str(item.sample.mask)) for item in masks if item.counts]
         summary = f"looks like 0/255 coding: {count(len(files), 'mask')} with no other value, and 255 means ignored"
         yield finding_of("error", "coding", summary, _halve(source, masks), files)
     if faults:
@@ -66,12 +66,12 @@ def _mend_values(present: set[int], wrong: set[int], source: Source, faults: Seq
     return f"write {source.ignore} for what does not count, or name all classes in classes.txt"
 
 
-def _halve(source: Source, masks: Sequence[Seen]) -> str:
+def _halve(source: Source, masks: Sequence[Inspected]) -> str:
     """The fix of masks coded 0/255, ready to run."""
     folder, suffix = source.root, ".png"
-    for one in masks:
-        if one.sample.mask is not None:
-            folder, suffix = folder_of(one.sample.mask, one.sample.id), one.sample.mask.suffix
+    for item in masks:
+        if item.sample.mask is not None:
+            folder, suffix = folder_of(item.sample.mask, item.sample.id), item.sample.mask.suffix
             break
     code = (  # run twice, it does no harm
         "import sys, numpy as np; from pathlib import Path; from PIL import Image; [Image.fromarray("
@@ -83,25 +83,25 @@ def _halve(source: Source, masks: Sequence[Seen]) -> str:
     )
 
 
-def colour_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
+def colour_findings(inspected: Sequence[Inspected], source: Source) -> Iterator[Finding]:
     """RGB masks whose colours are not known, or not all of them."""
-    strange = [one for one in seen if one.outside or (one.rgb and one.counts is None)]
+    strange = [item for item in inspected if item.outside or (item.rgb and item.counts is None)]
     for known in (False, True):
-        masks = [one for one in strange if (one.counts is not None) == known]
+        masks = [item for item in strange if (item.counts is not None) == known]
         if not masks:
             continue
         totals: Counter[tuple[int, int, int]] = Counter()
-        for one in masks:
-            totals.update(dict(one.colours))
-        faults = [Fault("colours", str(one.sample.mask), _colour_line(one)) for one in masks]
-        everything = sum(sum(one.counts.values()) for one in seen if one.rgb and one.counts is not None)
-        share = sum(one.outside for one in masks) / max(everything, 1)
+        for item in masks:
+            totals.update(dict(item.colours))
+        faults = [Fault("colours", str(item.sample.mask), _colour_line(item)) for item in masks]
+        everything = sum(sum(item.counts.values()) for item in inspected if item.rgb and item.counts is not None)
+        share = sum(item.outside for item in masks) / max(everything, 1)
         first = source.num_classes if known else 0
         offers = tuple(
             f"{first + index}\tname{first + index}\t{r} {g} {b}"
             for index, ((r, g, b), _) in enumerate(totals.most_common(min(_OFFERED, IGNORE - first)))
         )
-        lossy = any(one.sample.mask and one.sample.mask.suffix.lower() in {".jpg", ".jpeg"} for one in masks)
+        lossy = any(item.sample.mask and item.sample.mask.suffix.lower() in {".jpg", ".jpeg"} for item in masks)
         blurred = "JPEG blurs colours: export the masks again as PNG; " if lossy else ""
         if known:
             summary = f"{percent(share)} of the pixels of RGB masks have colours outside the palette and are ignored"
@@ -114,31 +114,31 @@ def colour_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
             yield finding_of("error", "rgb", summary, fix, faults, offers)
 
 
-def _colour_line(one: Seen) -> str:
-    assert one.mask_size is not None
-    shown = ", ".join(" ".join(map(str, colour)) for colour, _ in one.colours[:4])
-    return f"{one.sample.mask}: {percent(one.outside / (one.mask_size[0] * one.mask_size[1]))} in {shown}" + (
-        f" and {len(one.colours) - 4} more colours" if len(one.colours) > 4 else ""
+def _colour_line(item: Inspected) -> str:
+    assert item.mask_size is not None
+    shown = ", ".join(" ".join(map(str, colour)) for colour, _ in item.colours[:4])
+    return f"{item.sample.mask}: {percent(item.outside / (item.mask_size[0] * item.mask_size[1]))} in {shown}" + (
+        f" and {len(item.colours) - 4} more colours" if len(item.colours) > 4 else ""
     )
 
 
-def class_findings(seen: Sequence[Seen], source: Source) -> Iterator[Finding]:
+def class_findings(inspected: Sequence[Inspected], source: Source) -> Iterator[Finding]:
     """Classes and masks from which nothing can be learned."""
-    blank = [one for one in seen if one.counts is not None and set(one.counts) == {source.ignore}]
+    blank = [item for item in inspected if item.counts is not None and set(item.counts) == {source.ignore}]
     if blank:
-        faults = [Fault("blank", str(one.sample.mask), str(one.sample.mask)) for one in blank]
+        faults = [Fault("blank", str(item.sample.mask), str(item.sample.mask)) for item in blank]
         summary = f"{count(len(faults), 'mask')} without a pixel of any class"
         yield finding_of("warning", "blank", summary, "check whether they were exported as they should be", faults)
     roles: tuple[Role, ...] = ("labeled", "val")
     for role in roles:
-        read = [one for one in seen if one.role == role and one.counts is not None]
-        if read and all(set(one.counts or ()) <= {source.ignore} for one in read):
+        read = [item for item in inspected if item.role == role and item.counts is not None]
+        if read and all(set(item.counts or ()) <= {source.ignore} for item in read):
             what = f"no {ROLE_NAMES[role]} mask has a pixel of any class"
             why = "nothing can be learned" if role == "labeled" else "no score can be told"
             yield Finding("error", "all-blank", what, f"{why}: export the masks again, or name others")
     lists: tuple[tuple[Role, int], ...] = (("labeled", len(source.labeled)), ("val", len(source.val)))
     for role, expected in lists:
-        masks = [one.counts for one in seen if one.role == role and one.counts is not None]
+        masks = [item.counts for item in inspected if item.role == role and item.counts is not None]
         if not masks or len(masks) < expected:
             continue  # of masks that were not read, nothing is known
         present = set().union(*masks)

@@ -8,18 +8,20 @@ import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain
 
-from allspark.data.check.files import Fault, Job, Rules, Seen, look
+from allspark.data.check.files import Fault, Inspected, Job, Rules, inspect_files
+from allspark.data.decode import prefetch
 
 _LARGEST_CHUNK = 16  # images read between two reports of progress
 
 
-def read_all(jobs: Sequence[Job], rules: Rules, *, workers: int, fast: bool) -> Iterator[list[Seen]]:
-    """Look at all images, some at a time, in any order.
+def read_all(jobs: Sequence[Job], rules: Rules, *, workers: int, fast: bool) -> Iterator[list[Inspected]]:
+    """Inspect all images, some at a time, in any order.
 
     Args:
         jobs: what to read.
@@ -35,47 +37,45 @@ def read_all(jobs: Sequence[Job], rules: Rules, *, workers: int, fast: bool) -> 
         yield from _in_processes(chunks, rules, workers)
         return
     # Pillow's remarks on odd metadata help nobody here. Warning filters belong to all threads: set once, around them.
-    with warnings.catch_warnings():
+    read = partial(inspect_files, rules=rules)
+    threads = workers if workers > 1 else 0
+    with warnings.catch_warnings(), closing(prefetch(chunks, read, threads, ahead=2 * threads)) as results:
         warnings.simplefilter("ignore")
-        if workers > 1:
-            with ThreadPoolExecutor(workers) as pool:
-                yield from pool.map(look, chunks, [rules] * len(chunks))
-        else:
-            yield from (look(chunk, rules) for chunk in chunks)
+        yield from results
 
 
-def _in_processes(chunks: Sequence[Sequence[Job]], rules: Rules, workers: int) -> Iterator[list[Seen]]:
+def _in_processes(chunks: Sequence[Sequence[Job]], rules: Rules, workers: int) -> Iterator[list[Inspected]]:
     rest = deque(chunks)
     while rest:
-        running: dict[Future[list[Seen]], Sequence[Job]] = {}
+        running: dict[Future[list[Inspected]], Sequence[Job]] = {}
         with _processes(workers) as pool:
             if pool is None:
-                yield from (look(chunk, rules) for chunk in rest)
+                yield from (inspect_files(chunk, rules) for chunk in rest)
                 return
             try:
                 while rest or running:
                     while rest and len(running) < 2 * workers:
-                        running[pool.submit(look, rest[0], rules)] = rest[0]
+                        running[pool.submit(inspect_files, rest[0], rules)] = rest[0]
                         rest.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        seen = future.result()
+                        inspected = future.result()
                         del running[future]
-                        yield seen
+                        yield inspected
             except BrokenProcessPool:
                 pass  # one of the chunks under way did it; below, which file
         yield from _one_by_one(list(chain.from_iterable(running.values())), rules)
 
 
-def _one_by_one(jobs: Sequence[Job], rules: Rules) -> Iterator[list[Seen]]:
-    """Look at each image in a process that may die of it."""
+def _one_by_one(jobs: Sequence[Job], rules: Rules) -> Iterator[list[Inspected]]:
+    """Inspect each image in a process that may die of it."""
     rest = deque(jobs)
     while rest:
         with _processes(1) as pool:
             try:
                 while rest and pool is not None:
-                    seen = pool.submit(look, [rest[0]], rules).result()
+                    inspected = pool.submit(inspect_files, [rest[0]], rules).result()
                     rest.popleft()
-                    yield seen
+                    yield inspected
             except BrokenProcessPool:
                 yield [_deadly(rest.popleft())]
         if pool is None:
@@ -83,15 +83,15 @@ def _one_by_one(jobs: Sequence[Job], rules: Rules) -> Iterator[list[Seen]]:
             return
 
 
-def _deadly(job: Job) -> Seen:
-    """What is said of a file that no process survives."""
-    seen = Seen(job.index, job.sample, job.role)
+def _deadly(job: Job) -> Inspected:
+    """What is known of an image that no process survives."""
+    inspected = Inspected(job.index, job.sample, job.role)
     files = str(job.sample.image)
     if job.mask != "none" and job.sample.mask is not None:
         files += f" or its mask {job.sample.mask}"
     line = f"{files}: the process that read it died (out of memory, or a damaged file that Pillow cannot stand)"
-    seen.faults.append(Fault("unreadable", str(job.sample.image), line))
-    return seen
+    inspected.faults.append(Fault("unreadable", str(job.sample.image), line))
+    return inspected
 
 
 @contextmanager

@@ -1,27 +1,43 @@
-"""Data sets on disk, and how training sees them."""
+"""All data sets by name, in their own layouts; more can be added."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
 
 from allspark.config.schema import DataConfig
-from allspark.data.sets.cityscapes import open_cityscapes
-from allspark.data.sets.coco import open_coco
-from allspark.data.sets.folder import open_folder
-from allspark.data.sets.loveda import open_loveda
-from allspark.data.sets.potsdam import open_potsdam
-from allspark.data.sets.synthetic import open_synthetic
-from allspark.data.sets.voc import open_voc
+from allspark.data.sets.base import DataSet
+from allspark.data.sets.cityscapes import CITYSCAPES
+from allspark.data.sets.coco import COCO
+from allspark.data.sets.folder import FOLDER
+from allspark.data.sets.loveda import LOVEDA
+from allspark.data.sets.potsdam import POTSDAM
+from allspark.data.sets.synthetic import SYNTHETIC
+from allspark.data.sets.voc import VOC
 from allspark.data.source import Source
-from allspark.errors import DataError
+from allspark.errors import ConfigError, DataError
 
-SOURCES: dict[str, Callable[..., Source]] = {
-    "folder": open_folder,
-    "voc": open_voc,
-    "cityscapes": open_cityscapes,
-    "coco": open_coco,
-    "loveda": open_loveda,
-    "potsdam": open_potsdam,
-    "synthetic": open_synthetic,
+DATA_SETS: dict[str, DataSet] = {
+    "folder": FOLDER,
+    "voc": VOC,
+    "cityscapes": CITYSCAPES,
+    "coco": COCO,
+    "loveda": LOVEDA,
+    "potsdam": POTSDAM,
+    "synthetic": SYNTHETIC,
 }
+"""``data.source`` names one of them. A folder is taken for the first one that has a mark in it."""
+
+
+def add_data_set(name: str, data_set: DataSet) -> None:
+    """Make a data set of your own known under a name, for ``data.source`` and ``--source`` (docs/add-a-data-set.md).
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in DATA_SETS:
+        raise ConfigError(f"the name {name} is taken by another data set: give yours a new one ({_known()})")
+    DATA_SETS[name] = data_set
 
 
 def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bool = False) -> Source:
@@ -33,15 +49,35 @@ def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bo
         tolerate: True leaves it to the caller to read ``Source.faults``.
 
     Raises:
+        ConfigError: there is no data set of that name; the nearest ones are named.
         DataError: the folder or a part of it is missing.
     """
-    if config.root is None and config.source == "synthetic":
-        raise DataError("data.root is not set: name a new folder with --data DIR, the scenes are drawn into it")
+    data_set = _data_set(config.source)
+    if config.root is None and data_set.generated:
+        raise DataError("data.root is not set: name a new folder with --data DIR, the images are drawn into it")
     if config.root is None:
         raise DataError("data.root is not set: say where the images are with --data DIR")
-    if config.source != "synthetic" and not config.root.is_dir():
+    if not data_set.generated and not config.root.is_dir():
         raise DataError(f"{config.root}: no such folder (data.root, --data)")
-    source = SOURCES[config.source](config, require_labels=require_labels)
+    source = data_set.open(config, require_labels=require_labels)
     if source.faults and not tolerate:
         raise DataError(source.faults[0])
     return source
+
+
+def layout_of(root: Path) -> str:
+    """Name the data set whose layout a folder has, by its marks; ``folder`` if it has none."""
+    found = (name for name, data_set in DATA_SETS.items() if any((root / mark).exists() for mark in data_set.marks))
+    return next(found, "folder")
+
+
+def _data_set(name: str) -> DataSet:
+    if name in DATA_SETS:
+        return DATA_SETS[name]
+    near = difflib.get_close_matches(name, DATA_SETS, 2)
+    hint = f": did you mean {' or '.join(near)}?" if near else ", and none has a name like it"
+    raise ConfigError(f"data.source: no data set {name}{hint} ({_known()})")
+
+
+def _known() -> str:
+    return f"known: {', '.join(DATA_SETS)}"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
-from allspark.data.sets.lists import Layout, divide, find_files
+from allspark.data.sets.base import DataSet, Partition
+from allspark.data.sets.lists import Layout, divide_images, find_files
 from allspark.data.source import RGB, Source
 from allspark.errors import DataError
 
@@ -60,28 +61,36 @@ def open_cityscapes(config: DataConfig, *, require_labels: bool = True) -> Sourc
             masks |= _by_frame(root / "gtFine", part, ending)
     layout = Layout(root, dict(sorted(images.items())), masks, root / "leftImg8bit", root / "gtFine")
     samples = layout.all()
-    train = [sample for sample in samples if _part(images[sample.id], root) == "train"]
-    divided = divide(
-        config,
-        layout,
-        train=train,
-        labeled=[sample for sample in train if sample.mask is not None],
-        val=[sample for sample in samples if _part(images[sample.id], root) == "val"],
-        require_labels=require_labels,
-    )
     table = [IGNORE] * 34
     for index, (_, value, _) in enumerate(_CLASSES):
         table[value] = index
-    return Source(
-        root=root,
+    source = Source(
+        root,
         classes=tuple(name for name, _, _ in _CLASSES),
         palette=tuple(colour for _, _, colour in _CLASSES),
-        labeled=divided.labeled,
-        unlabeled=divided.unlabeled,
-        val=divided.val,
         codes={f"{_LABEL_IDS}.png": tuple(table)},
-        notes=divided.notes,
     )
+    return divide_images(
+        source,
+        config,
+        layout,
+        train=[sample for sample in samples if _part(images[sample.id], root) == "train"],
+        val=[sample for sample in samples if _part(images[sample.id], root) == "val"],
+        require_labels=require_labels,
+    )
+
+
+CITYSCAPES = DataSet(
+    open_cityscapes,
+    marks=("leftImg8bit",),
+    partitions={
+        (100, "c4164038958f8c8e"): Partition("cityscapes", "1/30"),
+        (186, "1e5363dd012cdc46"): Partition("cityscapes", "1/16", 78.33),
+        (372, "6b3b52bab110157a"): Partition("cityscapes", "1/8", 79.24),
+        (744, "6856046a4415296a"): Partition("cityscapes", "1/4", 80.56),
+        (1488, "2b3183629a3a9f1a"): Partition("cityscapes", "1/2", 81.39),
+    },
+)
 
 
 def _by_frame(folder: Path, part: str, ending: str) -> dict[str, Path]:

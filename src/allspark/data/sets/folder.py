@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
+from allspark.data.sets.base import DataSet
 from allspark.data.sets.classes import colours_in, is_rgb, read_classes
-from allspark.data.sets.lists import Layout, configured_lists, divide, find_files, read_list
+from allspark.data.sets.lists import Layout, configured_lists, divide_images, find_files, read_list
 from allspark.data.source import RGB, Sample, Source, default_palette
 from allspark.errors import DataError
 
@@ -46,27 +48,21 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
     layout = Layout(root, images, masks, root / "images", root / "masks")
     names, palette, own_colours, faults = _classes(root / "classes.txt", list(masks.values()))
     _, _, val_list = configured_lists(config, root)
-    train, labeled, val, notes = _own_division(layout, hold_out=val_list is None)
+    train, val, notes = _own_division(layout, hold_out=val_list is None)
+    source = Source(root, names, palette, rgb_masks=own_colours, faults=faults, notes=notes)
+    source = divide_images(source, config, layout, train=train, val=val, require_labels=require_labels)
     held_out = val_list is None and not (root / "val.txt").is_file()
-    parts = divide(config, layout, train=train, labeled=labeled, val=val, require_labels=require_labels)
     apart = {sample.id for sample in val} if held_out else set()  # no list of the user's says otherwise
-    labeled_apart = tuple(sample for sample in parts.labeled if sample.id not in apart)
-    if require_labels and not labeled_apart:
+    labeled = tuple(sample for sample in source.labeled if sample.id not in apart)
+    if require_labels and not labeled:
         raise DataError(
-            f"all {len(parts.labeled)} labelled images are held out for validation, as there is no {root / 'val.txt'}; "
-            "write one, or name a list with data.val"
+            f"all {len(source.labeled)} labelled images are held out for validation, as there is no "
+            f"{root / 'val.txt'}; write one, or name a list with data.val"
         )
-    return Source(
-        root=root,
-        classes=names,
-        palette=palette,
-        labeled=labeled_apart,
-        unlabeled=parts.unlabeled,
-        val=parts.val,
-        rgb_masks=own_colours,
-        faults=faults,
-        notes=(*notes, *parts.notes),
-    )
+    return replace(source, labeled=labeled)
+
+
+FOLDER = DataSet(open_folder, marks=("images",))
 
 
 def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[RGB, ...], bool, tuple[str, ...]]:
@@ -87,10 +83,8 @@ def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[
     return names, palette, own_colours, (fault,)
 
 
-def _own_division(
-    layout: Layout, *, hold_out: bool
-) -> tuple[list[Sample], list[Sample], list[Sample], tuple[str, ...]]:
-    """Training, labelled and validation images as train.txt and val.txt say, or as the masks do."""
+def _own_division(layout: Layout, *, hold_out: bool) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
+    """Training and validation images as train.txt and val.txt say, or as the masks do, and what to know of them."""
     notes: tuple[str, ...] = ()
     train_list, val_list = layout.root / "train.txt", layout.root / "val.txt"
     val = list(read_list(val_list, layout)) if val_list.is_file() else []
@@ -100,12 +94,11 @@ def _own_division(
     if both:
         notes = (f"{len(both)} of {val_list} stand in {train_list} too: they are kept out of training",)
     train = [sample for sample in train if sample.id not in apart]
-    masked = [sample for sample in train if sample.mask is not None]
     if not val_list.is_file():
+        masked = [sample for sample in train if sample.mask is not None]
         order = np.random.default_rng(0).permutation(len(masked))
         held = sorted(order[: max(1, len(masked) // _HELD_OUT)].tolist()) if hold_out and len(masked) > 1 else []
         val = [masked[i] for i in held]
         if val:
             notes = (f"no {val_list}: {len(val)} of {len(masked)} labelled images are held out for validation",)
-        apart = {sample.id for sample in val}
-    return train, [sample for sample in masked if sample.id not in apart], val, notes
+    return train, val, notes

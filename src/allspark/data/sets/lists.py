@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from allspark.config.schema import DataConfig
 from allspark.data.image import IMAGE_SUFFIXES
 from allspark.data.shards import Shards, find_shards
-from allspark.data.source import Sample
+from allspark.data.source import Sample, Source
 from allspark.errors import DataError
 
 
@@ -121,75 +121,75 @@ def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) 
     raise DataError(f"{where}: no image {looked_for}{'' if PurePosixPath(wanted).suffix else '.*'}{hint}")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The three sets of images of a source, and what the user should know of how they came about."""
-
-    labeled: tuple[Sample, ...]
-    unlabeled: Sequence[Sample]
-    val: tuple[Sample, ...]
-    notes: tuple[str, ...] = ()
-
-
-def divide(
+def divide_images(
+    source: Source,
     config: DataConfig,
     layout: Layout,
     *,
     train: Sequence[Sample],
-    labeled: Sequence[Sample],
     val: Sequence[Sample],
+    labeled: Sequence[Sample] | None = None,
     require_labels: bool,
-) -> Parts:
-    """Apply the configured lists to a data set's own division.
+) -> Source:
+    """Fill a source with its images: as the data set divides them itself, or as the configured lists say.
 
     Args:
+        source: of the data set, without images.
         config: ``split``, ``labeled``, ``unlabeled``, ``val`` are read.
         layout: the files.
         train: all training images.
-        labeled: those of them that are labelled unless a list says otherwise.
-        val: validation images unless a list says otherwise; they are taken out of ``labeled``, not out of its list.
+        val: validation images unless a list says otherwise; they are taken out of ``train``, not out of its lists.
+        labeled: training images of which those with a mask are labelled unless a list says otherwise; None: all.
         require_labels: an empty labelled set is an error.
+
+    Returns:
+        The source with ``labeled``, ``unlabeled``, ``val`` and a note more.
 
     Raises:
         DataError: a list is missing or wrong, or no image is labelled.
     """
     labeled_list, unlabeled_list, val_list = configured_lists(config, layout.root)
-    notes = []
     if val_list:
         val = read_list(val_list, layout)
     apart = _ids(val)
     if labeled_list:
-        labeled = read_list(labeled_list, layout)
-        missing = [sample for sample in labeled if sample.mask is None or not os.path.isfile(sample.mask)]
-        if missing and require_labels:
-            looked = missing[0].mask or layout.mask_folder / f"{missing[0].id}.png"
-            more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
-            message = f"{labeled_list}: {missing[0].id!r} is listed as labelled but has no mask {looked}{more}"
-            raise DataError(f"{message}; {layout.advice}")
+        chosen = read_list(labeled_list, layout)
+        if require_labels:
+            _require_masks(chosen, labeled_list, layout)
     else:
-        labeled = [sample for sample in labeled if sample.id not in apart]
-    taken = _ids(labeled) | apart
-    unlabeled: Sequence[Sample]
-    listed: Sequence[Sample]
-    if unlabeled_list and (shards := find_shards(unlabeled_list)):
-        listed, unlabeled = (), Shards(shards)
-    elif unlabeled_list:
-        listed = read_list(unlabeled_list, layout)
-        unlabeled = [sample for sample in listed if sample.id not in apart]
-    else:
-        listed = tuple(train)
-        unlabeled = [sample for sample in train if sample.id not in taken]
-    dropped = apart & _ids(listed)
-    if dropped:
-        images = f"{len(dropped)} validation image{'s are' if len(dropped) > 1 else ' is'}"
-        notes.append(f"{images} kept out of training")
-    if require_labels and not labeled:
+        candidates = train if labeled is None else labeled
+        chosen = tuple(sample for sample in candidates if sample.mask is not None and sample.id not in apart)
+    shards = find_shards(unlabeled_list) if unlabeled_list else None
+    rest: Sequence[Sample] = () if shards else train
+    if unlabeled_list and not shards:
+        rest = read_list(unlabeled_list, layout)
+    taken = apart if unlabeled_list else apart | _ids(chosen)
+    if require_labels and not chosen:
         raise DataError(
             f"no labelled image: looked for masks in {layout.mask_folder}, {layout.advice}; "
             f"{len(layout.images)} images were found in {layout.image_folder}"
         )
-    unlabeled = unlabeled if isinstance(unlabeled, Shards) else tuple(unlabeled)
-    return Parts(tuple(labeled), unlabeled, tuple(val), tuple(notes))
+    return replace(
+        source,
+        labeled=chosen,
+        unlabeled=Shards(shards) if shards else tuple(sample for sample in rest if sample.id not in taken),
+        val=tuple(val),
+        notes=(*source.notes, *_note_of(apart & _ids(rest))),
+    )
+
+
+def _require_masks(samples: Sequence[Sample], where: Path, layout: Layout) -> None:
+    missing = [sample for sample in samples if sample.mask is None or not os.path.isfile(sample.mask)]
+    if missing:
+        looked = missing[0].mask or layout.mask_folder / f"{missing[0].id}.png"
+        more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+        message = f"{where}: {missing[0].id!r} is listed as labelled but has no mask {looked}{more}"
+        raise DataError(f"{message}; {layout.advice}")
+
+
+def _note_of(dropped: set[str]) -> tuple[str, ...]:
+    images = f"{len(dropped)} validation image{'s are' if len(dropped) > 1 else ' is'}"
+    return (f"{images} kept out of training",) if dropped else ()
 
 
 def configured_lists(config: DataConfig, root: Path) -> tuple[Path | None, Path | None, Path | None]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
-from allspark.data.sets.lists import Layout, divide, find_files
+from allspark.data.sets.base import DataSet
+from allspark.data.sets.lists import Layout, divide_images, find_files
 from allspark.data.source import RGB, Source
 from allspark.errors import DataError
 
@@ -46,22 +47,20 @@ def open_loveda(config: DataConfig, *, require_labels: bool = True) -> Source:
         raise DataError(f"{looked}: no image there nor in Rural; give the folder that holds Train and Val")
     layout = Layout(root, dict(sorted(images.items())), masks, root / "Train", root / "Train" / "Urban" / "masks_png")
     samples = layout.all()
-    train = [sample for sample in samples if sample.id.startswith("Train/")]
-    divided = divide(
+    source = Source(
+        root,
+        classes=tuple(name for name, _ in _CLASSES),
+        palette=tuple(colour for _, colour in _CLASSES),
+        codes={".png": _CODE},
+    )
+    return divide_images(
+        source,
         config,
         layout,
-        train=train,
-        labeled=[sample for sample in train if sample.mask is not None],
+        train=[sample for sample in samples if sample.id.startswith("Train/")],
         val=[sample for sample in samples if sample.id.startswith("Val/")],
         require_labels=require_labels,
     )
-    return Source(
-        root=root,
-        classes=tuple(name for name, _ in _CLASSES),
-        palette=tuple(colour for _, colour in _CLASSES),
-        labeled=divided.labeled,
-        unlabeled=divided.unlabeled,
-        val=divided.val,
-        codes={".png": _CODE},
-        notes=divided.notes,
-    )
+
+
+LOVEDA = DataSet(open_loveda, marks=("Train/Urban", "Train/Rural"))

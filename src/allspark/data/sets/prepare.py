@@ -14,7 +14,7 @@ from typing import TypeVar
 from allspark.errors import DataError
 
 Job = TypeVar("Job")
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def for_all(work: Callable[[Job], int], jobs: Sequence[Job], workers: int, progress: Progress | None) -> int:
+def for_all(work: Callable[[Job], int], jobs: Sequence[Job], workers: int, progress: ProgressCallback | None) -> int:
     """Call ``work`` for each job, in processes of their own, and add up what it returns.
 
     Args:

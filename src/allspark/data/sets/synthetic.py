@@ -10,6 +10,7 @@ from PIL import Image
 
 from allspark.config.schema import DataConfig
 from allspark.data.image import write_mask
+from allspark.data.sets.base import DataSet
 from allspark.data.sets.folder import open_folder
 from allspark.data.sets.scenes import CLASSES, PALETTE, draw_scene
 from allspark.data.source import Source
@@ -87,6 +88,9 @@ def open_synthetic(config: DataConfig, *, require_labels: bool = True) -> Source
             if not _taken(root):  # else another process of this run was faster, and its scenes are the same
                 raise
     return open_folder(config, require_labels=require_labels)
+
+
+SYNTHETIC = DataSet(open_synthetic, generated=True)
 
 
 def _taken(path: Path) -> bool:

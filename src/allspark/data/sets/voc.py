@@ -6,7 +6,8 @@ from pathlib import Path
 
 from allspark.config.schema import DataConfig
 from allspark.data.sbd import find_sbd
-from allspark.data.sets.lists import Layout, divide, find_files, read_list
+from allspark.data.sets.base import DataSet, Partition
+from allspark.data.sets.lists import Layout, divide_images, find_files, read_list
 from allspark.data.source import Source, default_palette
 from allspark.errors import DataError
 
@@ -50,23 +51,28 @@ def open_voc(config: DataConfig, *, require_labels: bool = True) -> Source:
         train = tuple(layout.sample(name) for name in sorted(masks) if name in layout.images and name not in apart)
     known = {sample.id for sample in train}
     train = (*train, *(sample for sample in fine if sample.id not in known))
-    divided = divide(
-        config,
-        layout,
-        train=train,
-        labeled=[sample for sample in fine if sample.mask is not None],
-        val=val,
-        require_labels=require_labels,
-    )
-    return Source(
-        root=root,
-        classes=CLASSES,
-        palette=default_palette(len(CLASSES)),
-        labeled=divided.labeled,
-        unlabeled=divided.unlabeled,
-        val=divided.val,
-        notes=divided.notes,
-    )
+    source = Source(root, CLASSES, default_palette(len(CLASSES)))
+    return divide_images(source, config, layout, train=train, val=val, labeled=fine, require_labels=require_labels)
+
+
+VOC = DataSet(
+    open_voc,
+    marks=("JPEGImages", "VOC2012", "VOCdevkit/VOC2012"),
+    partitions={
+        (92, "124b0aab2fcd1767"): Partition("voc original", "92", 76.07),
+        (183, "79b959bccf7753cd"): Partition("voc original", "183", 78.41),
+        (366, "f0e702c687e2ba71"): Partition("voc original", "366", 79.77),
+        (732, "8c23014f512884b9"): Partition("voc original", "732", 80.75),
+        (1464, "129f1fe991729b18"): Partition("voc original", "1464", 82.12),
+        (662, "baa85754594fcd33"): Partition("voc augmented", "1/16", 78.32),
+        (1323, "c9ca45b4e688d408"): Partition("voc augmented", "1/8", 79.98),
+        (2646, "fd0e8dca3dac524c"): Partition("voc augmented", "1/4", 80.42),
+        (5291, "5338f277730143e0"): Partition("voc augmented", "1/2", 81.14),
+        (662, "feea4692738362e4"): Partition("voc u2pl", "1/16"),
+        (1323, "23921931a21324cf"): Partition("voc u2pl", "1/8"),
+        (2646, "d35f7cd4b4815e1d"): Partition("voc u2pl", "1/4"),
+    },
+)
 
 
 def _voc_root(root: Path) -> Path:

@@ -1,0 +1,115 @@
+"""`allspark train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allspark.cli.common import DataOption, PluginOption
+from allspark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from allspark.config.schema import Config
+
+
+def train(
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="a recipe, see `allspark config list`")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a configuration file")] = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run (default: runs/NAME)")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
+    ] = None,
+    labeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the labelled images")] = None,
+    unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on exactly where the run in --out stopped")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="start so many processes on this machine, one a GPU or on the CPU")
+    ] = 1,
+    plugin: PluginOption = None,
+) -> None:
+    """Train, on a GPU if there is one, else on the CPU.
+
+    Writes the complete configuration, a log and the checkpoints `last` and `best` into --out. Several processes
+    (--processes, torchrun, accelerate launch) share each update: each has data.batch_labeled + data.batch_unlabeled
+    images of it, and all hold the same network and the same memory.
+    """
+    from allspark.runtime.launch import follow_parent, launch, launched
+
+    paths = {"root": data, "labeled": labeled, "unlabeled": unlabeled}
+    config, out = chosen(recipe, config_file, out, resume=resume, changes=overrides or [], paths=paths)
+    if processes > 1 and not launched():
+        launch(sys.argv[1:], processes)
+        return
+    follow_parent()
+
+    from allspark.cli.show import print_result, stderr
+    from allspark.engine.bar import Bar
+    from allspark.engine.train import train as run_training
+
+    if resume and not (out / "checkpoints").is_dir():
+        typer.echo(f"note: nothing to go on with in {out}, a new run begins", err=True)
+    result = run_training(config, out, resume=resume, sinks=[Bar(stderr())])
+    if _main_process():
+        print_result(result)
+
+
+def chosen(
+    recipe: str | None,
+    config_file: Path | None,
+    out: Path | None,
+    *,
+    resume: bool,
+    changes: Sequence[str],
+    paths: Mapping[str, Path | None],
+) -> tuple[Config, Path]:
+    """The configuration and the folder that the options of `train` ask for.
+
+    Args:
+        recipe: name of a recipe.
+        config_file: a file, in place of a recipe.
+        out: folder of the run; None: runs/NAME.
+        resume: go on with the run in ``out``; its own configuration is taken unless another is named.
+        changes: overrides, see :func:`allspark.config.files.apply_overrides`.
+        paths: fields of ``data`` that have an option of their own. What exists is made absolute; a list may also be
+            named as it lies in the data set's folder.
+
+    Raises:
+        ConfigError: the options contradict each other, or name something that is not there.
+    """
+    from allspark.config.files import apply_overrides, load_config, load_recipe
+    from allspark.recipes import RECIPES
+
+    if recipe and config_file:
+        raise ConfigError("--recipe and --config exclude each other: give one of them")
+    if resume and out is None:
+        raise ConfigError("--resume needs --out RUN, the folder of the run to go on with")
+    if config_file:
+        config, name = load_config(config_file), config_file.stem
+    elif recipe:
+        config, name = load_recipe(recipe), recipe
+    elif resume and out is not None:
+        if not (out / "config.yaml").is_file():
+            raise ConfigError(f"{out / 'config.yaml'}: no such file, so there is no run to resume in {out}")
+        config, name = load_config(out / "config.yaml"), out.name
+    else:
+        raise ConfigError(f"say what to train: --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
+    config = apply_overrides(config, changes)
+    given = {key: path.absolute() if _is_here(path) else path for key, path in paths.items() if path is not None}
+    data = config.data.model_copy(update=given)
+    return config.model_copy(update={"data": data}), out or Path("runs") / name
+
+
+def _is_here(path: Path) -> bool:
+    """Whether a path, or a pattern of tar files, is meant from the current folder."""
+    return path.exists() or any(path.parent.glob(path.name) if path.suffix == ".tar" else ())
+
+
+def _main_process() -> bool:
+    """Whether this process, of those that torchrun or ``--processes`` started, talks to the user."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,215 @@
+"""Commands for trained networks: `allspark eval`, `predict`, `plot` and `import-checkpoint`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from allspark.cli.common import PluginOption, SourceOption, print_json
+from allspark.cli.data import data_config
+from allspark.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from allspark.config.schema import Config, DataConfig
+    from allspark.data.source import Sample, Source
+    from allspark.engine.run import Run
+    from allspark.inference.predictor import Predictor
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
+CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
+ModeOption = Annotated[
+    Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window (default: the run's)")
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "fp16", "fp64"] | None,
+    typer.Option(help="arithmetic; bf16 and (on a GPU) fp16 are faster and not exact (default: the run's)"),
+]
+
+
+def evaluate(
+    run: RunArgument,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="another data set (default: the run's)")] = None,
+    source_name: SourceOption = None,
+    split_name: Annotated[
+        str, typer.Option("--split", metavar="NAME", help="val, train, a list file, or NAME for DATA/NAME.txt")
+    ] = "val",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+    checkpoint: CheckpointOption = "best",
+    mode: ModeOption = None,
+    precision: PrecisionOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Score a run: IoU of each class, mean IoU and pixel accuracy."""
+    from allspark.cli.show import counting, print_scores
+    from allspark.data.sets import open_source
+    from allspark.engine.run import open_run
+    from allspark.inference.evaluate import evaluate as score
+
+    opened = open_run(run, checkpoint)
+    where = data_of_run(opened.config, data, split_name, source_name)
+    source = open_source(where, require_labels=False)
+    require_same_classes(opened.classes, source)
+    samples, notes = to_score(source, where, split_name, another=data is not None)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    with counting("evaluating", "images") as progress:
+        scores = score(
+            predictor_of(opened, mode, precision),
+            samples,
+            source,
+            workers=where.workers,
+            max_pixels=where.max_pixels,
+            progress=progress,
+        )
+    if as_json:
+        head = {"run": str(run), "checkpoint": opened.checkpoint, "split": split_name, "images": len(samples)}
+        print_json(head | scores.to_json(opened.classes))
+    else:
+        print_scores(scores, opened.classes, len(samples))
+
+
+def predict(
+    run: RunArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="images, folders, quoted globs")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the masks")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="also write images under their coloured masks")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="also write the confidence of each pixel")] = False,
+    checkpoint: CheckpointOption = "best",
+    mode: ModeOption = None,
+    precision: PrecisionOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Write a mask for each image: a palette PNG of the image's own size and name."""
+    from allspark.cli.show import counting
+    from allspark.engine.run import open_run
+    from allspark.inference.files import predict_files
+
+    opened = open_run(run, checkpoint)
+    with counting("predicting", "images") as progress:
+        masks = predict_files(
+            predictor_of(opened, mode, precision),
+            images,
+            out,
+            opened.palette,
+            overlay=overlay,
+            scores=scores,
+            max_pixels=opened.config.data.max_pixels,
+            progress=progress,
+        )
+    typer.echo(f"{len(masks)} mask{'s' * (len(masks) != 1)} in {out}")
+
+
+def plot(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="the picture (default: RUN/health.png)")] = None,
+) -> None:
+    """Draw a run's course and health: scores, pseudo-labels against labels, agreement, memory. Also while it trains."""
+    from allspark.figures.health import draw_run
+
+    typer.echo(draw_run(run, out or run / "health.png"))
+
+
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="a published AllSpark checkpoint")],
+    classes: Annotated[int, typer.Option(min=2, metavar="N", help="number of classes it was trained on")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="folder of the run to write")],
+    names: Annotated[Path | None, typer.Option(metavar="FILE", help="class names, one a line (classes.txt)")] = None,
+) -> None:
+    """Turn a published AllSpark checkpoint into a run for eval and predict. Nothing in it is executed."""
+    from allspark.engine.import_published import import_published
+
+    config = import_published(file, classes, out, names)
+    typer.echo(f"{out}: {config.model.encoder}, {classes} classes; try `allspark predict {out} IMAGES... --out masks`")
+
+
+def data_of_run(config: Config, data: Path | None, split: str, source: str | None = None) -> DataConfig:
+    """The data set that a run is evaluated on.
+
+    Args:
+        config: of the run.
+        data: another data set, with its own lists; None: the run's.
+        split: `val` or `train`, else a list file, or the name of one in the data set's folder (`test` for test.txt),
+            whose images then stand where the validation images are.
+        source: layout of the other data set; None: recognised by its folder.
+
+    Raises:
+        ConfigError: a layout, but no data set.
+        DataError: there is no such list.
+    """
+    changes: dict[str, object] = {}
+    if data is not None:
+        lists = {"split": None, "labeled": None, "unlabeled": None, "val": None}
+        changes = {"root": data, "source": data_config(data, source).source, **lists}
+    elif source is not None:
+        raise ConfigError("--source belongs to --data: the run knows the layout of its own data set")
+    where = config.data.model_copy(update=changes)
+    if split in {"val", "train"}:
+        return where
+    root = where.root or Path()
+    for path in (Path(split), root / split, (root / split).with_suffix(".txt")):
+        if path.is_file():
+            return where.model_copy(update={"val": path})
+    known = ", ".join(sorted(path.name for path in root.glob("*.txt"))) or "none"
+    raise DataError(f"--split {split}: expected val, train, a list file, or the name of one in {root} (there: {known})")
+
+
+def to_score(
+    source: Source, config: DataConfig, split: str, *, another: bool
+) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """The images to score, and what the user should know of the choice.
+
+    Args:
+        source: the open data set.
+        config: how it was opened.
+        split: as for :func:`data_of_run`.
+        another: the data set is not the one that the run was trained on. All its masks may be scored then, if it has
+            no list of validation images.
+    """
+    if split == "train":
+        return source.labeled, ()
+    if another and config.source == "folder" and config.val is None and not (source.root / "val.txt").is_file():
+        samples = sorted((*source.labeled, *source.val), key=lambda sample: sample.id)
+        return tuple(samples), (f"no {source.root / 'val.txt'}: all {len(samples)} images with a mask are scored",)
+    return source.val, source.notes
+
+
+def require_same_classes(trained: Sequence[str], source: Source) -> None:
+    """Refuse to score a network on classes of other names; an imported one that knows no names fits any.
+
+    Raises:
+        DataError: a name differs. (Another number of classes is found by the evaluator.)
+    """
+    if len(trained) != source.num_classes:
+        return
+    for k, (name, here) in enumerate(zip(trained, source.classes, strict=True)):
+        if name not in (here, f"class {k}"):
+            raise DataError(
+                f"class {k} is {here!r} in {source.root}, but {name!r} where the network was trained; "
+                "the order and the names of classes must be the same"
+            )
+
+
+def predictor_of(run: Run, mode: str | None = None, precision: str | None = None) -> Predictor:
+    """The predictor of a run, on a GPU if there is one, unless the run was made for the CPU.
+
+    Args:
+        run: an open run.
+        mode: `whole` or `window`; None: as the run says.
+        precision: of the network, as ``eval.precision``; None: as the run says.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where it is ten times as slow.
+    """
+    import torch
+
+    from allspark.inference.predictor import Predictor
+
+    given = {"mode": mode, "precision": precision}
+    config = run.config.eval.model_copy(update={name: value for name, value in given.items() if value is not None})
+    on_cpu = run.config.train.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and config.precision == "fp16":
+        raise ConfigError("precision fp16 needs a GPU: use --precision fp32 or bf16")
+    return Predictor(run.segmenter, config, "cpu" if on_cpu else "cuda")
