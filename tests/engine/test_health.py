@@ -15,11 +15,12 @@ from allspark.engine.sinks import read_log
 from allspark.engine.train import train
 from allspark.inference.predictor import Predictor
 from allspark.methods.base import class_pixels
+from tests.helpers import LogitsOf
 
 CLASSES = ("road", "sky", "car", "sign")
 
 
-class Painter(torch.nn.Module):
+class Painter(LogitsOf):
     """Calls bright red pixels class 1 and all others class 0."""
 
     def __init__(self, threshold):
@@ -40,13 +41,13 @@ def test_class_pixels_count_like_numpy():
     target = torch.randint(0, 5, (3, 20, 30))
     target[torch.rand(target.shape) < 0.3] = 255
     expected = [int((target == k).sum()) for k in range(5)]
-    assert class_pixels(target, 5).tolist() == expected
+    assert class_pixels(5, labeled=target)["labeled"].tolist() == expected
 
 
 def test_a_look_equals_a_naive_one(config, tmp_path):
     source = open_source(config.data)
     predictor = Predictor(Painter(0.2), EvalConfig())
-    seen = health.look(predictor, source, 100, None, max_pixels=10**9)
+    seen = health.probe(predictor, source, 100, None, max_pixels=10**9)
     flat, right, total = [], 0, 0
     for sample in source.unlabeled:
         red = normalize(np.asarray(read_image(sample.image)))[0]
@@ -59,9 +60,9 @@ def test_a_look_equals_a_naive_one(config, tmp_path):
     assert seen.agreement is None
     assert seen.pseudo_accuracy == (pytest.approx(right / total) if total else None)
     assert 0 < seen.miou["labeled"] < 1
-    again = health.look(Predictor(Painter(0.3), EvalConfig()), source, 100, seen.labels, max_pixels=10**9)
+    again = health.probe(Predictor(Painter(0.3), EvalConfig()), source, 100, seen.labels, max_pixels=10**9)
     assert again.agreement == pytest.approx(np.mean(again.labels == seen.labels)) and again.agreement < 1
-    other = health.look(predictor, source, 2, seen.labels, max_pixels=10**9)
+    other = health.probe(predictor, source, 2, seen.labels, max_pixels=10**9)
     assert other.agreement is None and len(other.labels) < len(seen.labels)  # other images are watched
 
 
@@ -71,7 +72,7 @@ def test_masks_of_unlabelled_images_give_the_accuracy_of_pseudo_labels(config):
     swapped = type(source)(
         **{**vars(source), "labeled": masked.labeled[:1], "unlabeled": masked.labeled[1:]},
     )
-    seen = health.look(Predictor(Painter(0.2), EvalConfig()), swapped, 8, None, max_pixels=10**9)
+    seen = health.probe(Predictor(Painter(0.2), EvalConfig()), swapped, 8, None, max_pixels=10**9)
     right = total = 0
     for sample in swapped.unlabeled:
         red = normalize(np.asarray(read_image(sample.image)))[0] > 0.2

@@ -60,7 +60,8 @@ class FrenchBoxes:
 
     def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return (count, 4)."""
-        return french_boxes(1, self.count, self.area, crop, rng)[0]
+        boxes: NDArray[np.int64] = french_boxes(1, self.count, self.area, crop, rng)[0]
+        return boxes
 
 
 def french_boxes(

@@ -1,4 +1,4 @@
-"""One page on the course of a run: is it learning, are its pseudo-labels still whole, is its memory alive?"""
+"""One page on the course of a run: is it learning, are its pseudo-labels still whole, and what its method watches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from allspark.engine.sinks import read_log
 from allspark.errors import DataError
 from allspark.figures.comparison import COLOURS, save_figure
 
+_COLUMNS = 3
 _MANY = 12  # classes; more of them are drawn without a legend
 _SMALL: dict[str, Any] = {"fontsize": 8}
 Rows = Sequence[Mapping[str, Any]]
@@ -39,16 +40,17 @@ def draw_run(run: Path, path: Path) -> Path:
         raise DataError(f"{run}: {known}; a picture can be drawn after the first epoch")
     figure = Figure(figsize=(13, 7.2), layout="constrained", dpi=110)
     figure.suptitle(f"{run}: {looks[-1]['step']} updates", fontsize=12, fontweight="bold")
-    panels: tuple[Callable[[Axes, Rows], None], ...] = (
+    panels: list[Callable[[Axes, Rows], None]] = [
         lambda axes, _: _loss(axes, [row for row in rows if "loss" in row]),
         _scores,
         _agreement,
         _shares,
-        _table("memory_fill", "memory fill [%]", 100),
-        _table("memory_age", "age of the memory [micro-batches]", 1),
-    )
-    grid: Any = figure.subplots(2, 3)
-    for axes, panel in zip(grid.flat, panels, strict=True):
+        *(_table(key) for key in _own_tables(looks)),
+    ]
+    grid: Any = figure.subplots(-(-len(panels) // _COLUMNS), _COLUMNS)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(grid.flat, panels, strict=False):
         panel(axes, looks)
         axes.set_xlabel(axes.get_xlabel() or "weight updates", **_SMALL)
         axes.tick_params(labelsize=7)
@@ -67,8 +69,9 @@ def draw_run(run: Path, path: Path) -> Path:
 
 
 def _loss(axes: Axes, rows: Rows) -> None:
-    for role, colour in (("labeled", COLOURS[0]), ("unlabeled", COLOURS[1])):
-        _line(axes, _series(rows, f"loss_{role}"), role, colour)
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith("loss_"))
+    for number, name in enumerate(names):
+        _line(axes, _series(rows, name), name.removeprefix("loss_"), COLOURS[number % len(COLOURS)])
     axes.set_title("loss", **_SMALL)
 
 
@@ -81,13 +84,13 @@ def _scores(axes: Axes, looks: Rows) -> None:
 
 
 def _agreement(axes: Axes, looks: Rows) -> None:
-    _line(axes, _series(looks, "health", "agreement", scale=100), "agreement with the look before", COLOURS[4])
+    _line(axes, _series(looks, "health", "agreement", scale=100), "agreement with the validation before", COLOURS[4])
     _line(axes, _series(looks, "health", "pseudo_accuracy", scale=100), "accuracy (masks exist)", COLOURS[5])
     axes.set_title("pseudo-labels of watched images [%]", **_SMALL)
 
 
 def _shares(axes: Axes, looks: Rows) -> None:
-    """The class histogram of labels and pseudo-labels since the look before the last."""
+    """The class histogram of labels and pseudo-labels since the validation before the last."""
     health = looks[-1]["health"]
     labeled, pseudo = health.get("labeled_share", {}), health.get("pseudo_share", {})
     places = np.arange(len(labeled))
@@ -100,16 +103,22 @@ def _shares(axes: Axes, looks: Rows) -> None:
     axes.set_xlabel("class")
 
 
-def _table(key: str, title: str, scale: float) -> Callable[[Axes, Rows], None]:
+def _own_tables(looks: Rows) -> list[str]:
+    """What the method tells of each class, beside the shares that every run has."""
+    tables = dict.fromkeys(key for row in looks for key, value in row["health"].items() if isinstance(value, Mapping))
+    return [key for key in tables if not key.endswith("_share")]
+
+
+def _table(key: str) -> Callable[[Axes, Rows], None]:
     """A panel with a line for each class."""
 
     def panel(axes: Axes, looks: Rows) -> None:
         names = list(dict.fromkeys(name for row in looks for name in row["health"].get(key, {})))
         for number, name in enumerate(names):
             style = ("-", "--", ":")[number // len(COLOURS) % 3]
-            points = _series(looks, "health", key, name, scale=scale)
+            points = _series(looks, "health", key, name)
             _line(axes, points, name, COLOURS[number % len(COLOURS)], style=style)
-        axes.set_title(title, **_SMALL)
+        axes.set_title(key.replace("_", " "), **_SMALL)
 
     return panel
 

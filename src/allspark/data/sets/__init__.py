@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from allspark.config.plugins import load_entry_points
 from allspark.config.schema import DataConfig
 from allspark.data.sets.base import DataSet
 from allspark.data.sets.cityscapes import CITYSCAPES
@@ -72,6 +73,8 @@ def layout_of(root: Path) -> str:
 
 
 def _data_set(name: str) -> DataSet:
+    if name not in DATA_SETS:
+        load_entry_points()
     if name in DATA_SETS:
         return DATA_SETS[name]
     near = difflib.get_close_matches(name, DATA_SETS, 2)

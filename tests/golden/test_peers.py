@@ -1,0 +1,178 @@
+"""Steps of the peer methods equal their official code's, in float64 (arrays: see README.md here).
+
+The networks are played back: what they say is in the arrays, what they are shown is compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.data.boxes import french_boxes
+from allspark.methods.cps import CPS
+from allspark.methods.fixmatch import FixMatch
+from allspark.methods.mixing import box_masks
+from allspark.methods.unimatch import UniMatch
+from allspark.models.segmenter import Features, Segmenter
+from tests.golden.arrays import Arrays
+from tests.helpers import pixels
+
+START = Progress(0, 1, 1)
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+class Playback(Segmenter):
+    """A network that says what it is told to, and keeps what it was shown."""
+
+    bottleneck = None
+    num_classes = 5
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.answers, self.shown = [], []
+
+    def logits(self, image, guide=None):
+        self.shown.append(image)
+        return pixels(self.answers.pop(0))
+
+    def encode(self, image):
+        self.shown.append(image)
+        return Features((image,), tuple(image.shape[2:]), tuple(image.shape[2:]))
+
+    def apply_bottleneck(self, features, guide=None):
+        return features
+
+    def decode(self, features):
+        answer = self.answers.pop(0)
+        assert len(features) == len(answer)
+        return pixels(answer)
+
+
+def boxes_of(masks):
+    """(u, H, W) of any shape, as boxes of one pixel each: (u, r, 4)."""
+    found = [mask.nonzero() for mask in masks.bool()]
+    boxes = torch.zeros(len(masks), max(1, *map(len, found)), 4, dtype=torch.int64)
+    for own, places in zip(boxes, found, strict=True):
+        own[: len(places)] = torch.cat([places, places + 1], 1)
+    assert torch.equal(box_masks(boxes, masks.shape[1:]), masks.bool())
+    return boxes
+
+
+def labeled(mask):
+    return LabeledBatch(torch.zeros(len(mask), 3, *mask.shape[1:], dtype=torch.float64), mask.long())
+
+
+def unlabeled(pad, strong=None, *boxes):
+    weak = torch.zeros(len(pad), 3, *pad.shape[1:], dtype=torch.float64)
+    drawn = [boxes_of(mask) for mask in boxes]
+    width = max([len(box[0]) for box in drawn], default=0)
+    padded = [torch.nn.functional.pad(box, (0, 0, 0, width - box.shape[1])) for box in drawn]
+    return UnlabeledBatch(weak, pad == 0, (), strong, torch.stack(padded) if drawn else None)
+
+
+def with_grad(arrays, *names):
+    return [arrays[name].requires_grad_() for name in names]
+
+
+def test_fixmatch():
+    arrays = Arrays("peers/fixmatch_loss")
+    method = FixMatch(FixMatch.settings(confidence=float(arrays["threshold"])), Playback)
+    logits_x, logits_s = with_grad(arrays, "logits_x", "logits_s")
+    method.segmenter.answers = [torch.cat([logits_x, logits_s])]
+    method.teacher.network.answers = [arrays["teacher_logits_w"]]
+    pad = arrays["pad"]
+    strong = torch.zeros(1, 3, 3, *pad.shape[1:], dtype=torch.float64)
+    output = method(TrainBatch(labeled(arrays["y_x"]), unlabeled(pad, strong, arrays["box"])), START)
+    close(output.terms["labeled"].mean(), arrays["out_loss_x"])
+    close(output.terms["unlabeled"].mean(), arrays["out_loss_s"])
+    close(output.loss, arrays["out_loss"])
+    output.loss.backward()
+    close(logits_s.grad, arrays["grad_logits_s"])
+
+
+def test_unimatch():
+    arrays = Arrays("peers/unimatch_v1_loss")
+    method = UniMatch(UniMatch.settings(confidence=float(arrays["threshold"])), Playback)
+    names = ("logits_x", "logits_w", "logits_w_featdrop", "logits_s1", "logits_s2")
+    logits_x, logits_w, dropped, *strong = with_grad(arrays, *names)
+    thrown_away = torch.full_like(logits_x, torch.nan)
+    decoded = torch.cat([logits_x, logits_w, thrown_away, dropped])
+    method.segmenter.answers = [arrays["logits_w_partner"], decoded, torch.cat(strong)]
+    views = torch.stack([arrays["x_s1"], arrays["x_s2"]])
+    others = torch.stack([arrays["x_s1_partner"], arrays["x_s2_partner"]])
+    own = unlabeled(arrays["pad"], views, arrays["box1"], arrays["box2"])
+    partner = unlabeled(arrays["pad_partner"], others)
+    output = method(TrainBatch(labeled(arrays["y_x"]), own, partner=partner), START)
+    close(method.segmenter.shown[-1][:3], arrays["out_x_s1_mixed"])
+    theirs = {"labeled": "x", "strong1": "s1", "strong2": "s2", "feature": "fp"}
+    for name, term in output.terms.items():
+        close(term.mean(), arrays[f"out_loss_{theirs[name]}"])
+    close(output.loss, arrays["out_loss"])
+    output.loss.backward()
+    close(strong[0].grad, arrays["grad_logits_s1"])
+    close(dropped.grad, arrays["grad_logits_fp"])
+    close(logits_x.grad, arrays["grad_logits_x"])
+    assert logits_w.grad is None or not logits_w.grad.any()
+
+
+def test_cps():
+    arrays = Arrays("peers/cps")
+    method = CPS(CPS.settings(cutmix=False, cross_weight=float(arrays["weight"])), Playback)
+    lab1, unl1, lab2, unl2 = with_grad(arrays, "lab1", "unl1", "lab2", "unl2")
+    method.segmenter.answers, method.second.answers = [lab1, unl1], [lab2, unl2]
+    y = arrays["y"]
+    output = method(TrainBatch(labeled(y), unlabeled(torch.zeros_like(y))), START)
+    terms = output.terms
+    close(terms["labeled"].mean(), arrays["out_sup1"])
+    close(terms["labeled_2"].mean(), arrays["out_sup2"])
+    crossed = sum(terms[name].weight * terms[name].mean() for name in ("cross", "cross_2"))
+    close(crossed, arrays["out_cps"])
+    close(output.loss, arrays["out_total"])
+    output.loss.backward()
+    close(unl1.grad, arrays["grad_unl1"])
+    close(lab2.grad, arrays["grad_lab2"])
+
+
+def test_cps_with_cutmix():
+    arrays = Arrays("peers/cps")
+    method = CPS(CPS.settings(cutmix=True, cross_weight=float(arrays["mix_weight"])), Playback)
+    student1, student2 = with_grad(arrays, "mix_student1", "mix_student2")
+    method.segmenter.answers = [arrays["mix_u0_net1"], arrays["mix_u1_net1"], student1, arrays["lab1"]]
+    method.second.answers = [arrays["mix_u0_net2"], arrays["mix_u1_net2"], student2, arrays["lab2"]]
+    y = arrays["y"]
+    one = unlabeled(torch.zeros_like(y), None, arrays["mix_mask"][:, 0])
+    two = unlabeled(torch.zeros_like(y))
+    two = replace(two, weak=two.weak + 1)
+    output = method(TrainBatch(labeled(y), one, partner=two), START)
+    shown = method.segmenter.shown
+    close(shown[2], arrays["mix_mask"].expand_as(shown[2]).double())
+    _, labels = _labels_of(arrays)
+    assert torch.equal(labels[0], arrays["out_mix_label_net1"]) and torch.equal(labels[1], arrays["out_mix_label_net2"])
+    crossed = sum(output.terms[name].weight * output.terms[name].mean() for name in ("cross", "cross_2"))
+    close(crossed, arrays["out_mix_cps"])
+    crossed.backward()
+    close(student1.grad, arrays["grad_mix_student1"])
+
+
+def _labels_of(arrays):
+    """The labels that each network gives the mix, by the method's own function."""
+    method = CPS(CPS.settings(), Playback)
+    y = arrays["y"]
+    for number, network in enumerate(method.networks(), 1):
+        network.answers = [arrays[f"mix_u0_net{number}"], arrays[f"mix_u1_net{number}"]]
+    one = unlabeled(torch.zeros_like(y), None, arrays["mix_mask"][:, 0])
+    return method._mixed(TrainBatch(None, one, partner=unlabeled(torch.zeros_like(y))))
+
+
+@pytest.mark.parametrize(("key", "count", "area"), [("cutmix_half", 1, (0.5, 0.5)), ("cps3", 3, (0.25, 0.5))])
+def test_french_boxes(key, count, area):
+    masks = Arrays("peers/french_boxes")[f"out_mask_{key}"][:, 0]
+    boxes = french_boxes(len(masks), count, area, masks.shape[1:], np.random.RandomState(3))
+    assert torch.equal(box_masks(torch.from_numpy(boxes), masks.shape[1:]), masks.bool())
