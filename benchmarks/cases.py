@@ -1,8 +1,8 @@
-"""What a measurement is, and the list of all."""
+"""What a measurement is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,11 +62,3 @@ class Call:
 
 
 PARTS = ("head", "bottleneck", "step", "inference", "data", "evaluation", "start", "scaling")
-
-
-def all_cases(quick: bool, parts: Sequence[str] = PARTS) -> list[Case]:
-    """Return the cases; ``quick`` has small ones that only show that everything runs."""
-    from benchmarks import commands, networks, pipelines
-
-    cases = [*networks.cases(quick), *pipelines.cases(quick), *commands.cases()]
-    return [case for case in cases if case.part in parts]

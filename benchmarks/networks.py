@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from allspark.batch import Guide, LabeledBatch, Progress, TrainBatch, UnlabeledBatch
+from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.config.files import apply_overrides
+from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.engine.optim import build_optimizer
 from allspark.inference.predictor import Predictor
 from allspark.methods import build_method
-from allspark.models.allspark import AllSparkBottleneck
+from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import SegformerHead
 from allspark.models.segmenter import Segmenter, build_segmenter
 from benchmarks import textbook
@@ -214,7 +215,7 @@ def inference_case(encoder: str, size: int, batch: int, goal: Goal | None = None
     def product(*changes: str) -> Callable[[str], Work]:
         def build(device: str) -> Work:
             config = _config(encoder, size, *changes)
-            predictor = Predictor(build_segmenter(config, 21), config.eval, device)
+            predictor = Predictor(build_network(config, 21), config.eval, device)
             return Call(predictor.labels, lambda: _images(batch, size, device))
 
         return build
@@ -278,7 +279,7 @@ def transformers_segformer(encoder: str, classes: int = 21) -> SegformerForSeman
 def same_weights(model: SegformerForSemanticSegmentation, encoder: str) -> Segmenter:
     """Our network with the weights of transformers'."""
     classes = model.config.num_labels
-    segmenter = build_segmenter(_config(encoder, 513, "method.name=supervised"), classes)
+    segmenter = build_network(_config(encoder, 513, "method.name=supervised"), classes)
     segmenter.encoder.body.load_state_dict(model.segformer.state_dict())
     theirs, renamed = model.decode_head.state_dict(), {}
     for name, tensor in theirs.items():
@@ -336,6 +337,11 @@ def _config(encoder: str, crop: int, *changes: str) -> Config:
         {"data": {"crop": crop}, "model": {"encoder": encoder, "pretrained": "none"}, "method": {"name": "allspark"}}
     )
     return apply_overrides(config, list(changes))
+
+
+def build_network(config: Config, classes: int) -> Segmenter:
+    """The network of a configuration, with the bottleneck that its method has."""
+    return build_segmenter(network_config(config), classes, config.data.crop)
 
 
 def build_textbook(encoder: str, crop: int, classes: int, attention: str) -> textbook.TextbookSegmenter:

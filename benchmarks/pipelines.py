@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from allspark.batch import Views
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
 from allspark.data.image import MEAN, STD
@@ -25,11 +26,10 @@ from allspark.data.source import Sample, Source
 from allspark.data.stream import TrainStream
 from allspark.inference.evaluate import evaluate
 from allspark.inference.predictor import Predictor
-from allspark.models.segmenter import build_segmenter
 from benchmarks import textbook
 from benchmarks.cases import Call, Case, Goal
 from benchmarks.measure import Work, temporary_folder
-from benchmarks.networks import build_textbook
+from benchmarks.networks import build_network, build_textbook
 
 _SHARED = Path(os.environ.get("ALLSPARK_SHARED", Path(__file__).parents[2] / "shared"))
 _VOC = _SHARED / "data" / "voc-mini"
@@ -44,7 +44,7 @@ def data_case(crop: int, steps: int, large: bool = False) -> Case:
     def product(*changes: str) -> Callable[[str], Work]:
         def build(device: str) -> Work:
             source, config = _pictures(crop, *changes, large=large)
-            stream = TrainStream(source, config, want_unlabeled=True)
+            stream = TrainStream(source, config.data, config.views, Views(), seed=config.seed, rank=0, world=1)
 
             def batches(_: None) -> None:
                 for step in range(steps):
@@ -132,7 +132,7 @@ def scoring_case(encoder: str, count: int) -> Case:
     def product(*changes: str) -> Callable[[str], Work]:
         def build(device: str) -> Work:
             source, config = _pictures(513, f"model.encoder={encoder}", *changes)
-            predictor = Predictor(build_segmenter(config, source.num_classes), config.eval, device)
+            predictor = Predictor(build_network(config, source.num_classes), config.eval, device)
 
             def score(_: None) -> None:
                 samples = source.val[:count]
@@ -184,7 +184,7 @@ def window_case(encoder: str, height: int, width: int, window: int) -> Case:
         def build(device: str) -> Work:
             settings = ["eval.mode=window", f"eval.window=[{window},{window}]", f"model.encoder={encoder}", *changes]
             config = apply_overrides(Config(), ["model.pretrained=none", f"data.crop={window}", *settings])
-            predictor = Predictor(build_segmenter(config, 19), config.eval, device)
+            predictor = Predictor(build_network(config, 19), config.eval, device)
             return Call(predictor.labels, lambda: draw(device))
 
         return build

@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import torch
 from rich.console import Console
 
 from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
-from benchmarks.cases import PARTS, Case, all_cases
+from benchmarks import commands, networks, pipelines
+from benchmarks.cases import PARTS, Case
 from benchmarks.measure import machine, measure
 from benchmarks.report import table, write_report
 
@@ -31,7 +33,7 @@ from benchmarks.report import table, write_report
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
-    cases = all_cases(args.quick, args.part or PARTS)
+    cases = _cases(args.quick, args.part or PARTS)
     if args.worker is not None:
         _work(cases, args)
         return
@@ -44,6 +46,12 @@ def main() -> None:
         if args.out is not None:  # after each case, so that a stopped run keeps what it has
             write_report(args.out, facts, results)
     console.print(table(facts, results))
+
+
+def _cases(quick: bool, parts: Sequence[str]) -> list[Case]:
+    """All cases of some parts; ``quick`` has small ones that only show that everything runs."""
+    cases = [*networks.cases(quick), *pipelines.cases(quick), *commands.cases()]
+    return [case for case in cases if case.part in parts]
 
 
 def _arguments() -> argparse.Namespace:

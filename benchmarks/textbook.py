@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel
 
-from allspark.batch import IGNORE, Guide, TrainBatch
+from allspark.batch import IGNORE, TrainBatch
+from allspark.models.allspark import Guide
 
 MIT_DEPTHS = {
     "mit-b0": (2, 2, 2, 2),
@@ -234,13 +235,13 @@ def textbook_losses(
     if batch.unlabeled is None:
         raise ValueError("the textbook step learns from unlabelled images too; the batch has none")
     if scores is None:
-        scores = pseudo_scores(model, batch.unlabeled.image)
+        scores = pseudo_scores(model, batch.unlabeled.weak)
     target = scores.argmax(1)
     if batch.unlabeled.valid is not None:
         target = target.masked_fill(~batch.unlabeled.valid, IGNORE)
     guide = Guide(len(batch.labeled.image), scores, read_memory)
-    logits = model(torch.cat([batch.labeled.image, batch.unlabeled.image]), guide)
-    labeled, unlabeled = logits.split([guide.num_labeled, len(batch.unlabeled.image)])
+    logits = model(torch.cat([batch.labeled.image, batch.unlabeled.weak]), guide)
+    labeled, unlabeled = logits.split([guide.num_labeled, len(batch.unlabeled.weak)])
     loss_l = F.cross_entropy(labeled, batch.labeled.mask, ignore_index=IGNORE)
     loss_u = F.cross_entropy(unlabeled, target, ignore_index=IGNORE)
     return loss_l, loss_u, (loss_l + loss_u) / 2

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allspark.batch import Guide
 from allspark.data.decode import read_sample
 from allspark.data.image import normalize
 from allspark.data.sets import open_source
 from allspark.data.source import Sample, Source
-from allspark.engine.checkpoint import open_run
+from allspark.engine.run import open_run
 from allspark.inference.metrics import ConfusionMatrix
+from allspark.models.allspark import Guide
 
 AT_ONCE = 4
 
@@ -53,7 +53,8 @@ def scores(run_folder: Path) -> dict[str, tuple[float, float]]:
             beside = [source.unlabeled[int(i)] for i in np.take(order, range(start, start + AT_ONCE), mode="wrap")]
             unlabeled = torch.stack([centre(sample, source, crop, False)[0] for sample in beside])
             guide = Guide(AT_ONCE, network(unlabeled), read_memory=True)
-            guided.update(network(torch.cat([images, unlabeled]), guide)[:AT_ONCE].argmax(1), masks)
+            reborn = network.logits(torch.cat([images, unlabeled]), guide).full()[:AT_ONCE]
+            guided.update(reborn.argmax(1), masks)
             plain.update(network(images).argmax(1), masks)
         found[name] = (guided.scores().miou, plain.scores().miou)
     return found

@@ -19,7 +19,7 @@ from benchmarks.measure import Command, measure, operations, peak_bytes
 from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.config.schema import Config
 from allspark.methods import build_method
-from allspark.models.allspark import AllSparkBottleneck
+from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import SegformerHead
 from tests.golden.arrays import Arrays
 
@@ -86,7 +86,7 @@ def test_textbook_steps_equal_the_published_ones():
         image_l, image_u, mask = (arrays[f"step{step}.{name}"] for name in ("image_l", "image_u", "mask_l"))
         batch = TrainBatch(LabeledBatch(image_l.double(), mask.long()), UnlabeledBatch(image_u.double()))
         # The arrays were made one image at a time: in a batch, the published inference mixes the images.
-        scores = torch.cat([textbook.pseudo_scores(model, image[None]) for image in batch.unlabeled.image])
+        scores = torch.cat([textbook.pseudo_scores(model, image[None]) for image in batch.unlabeled.weak])
         losses = textbook.textbook_losses(model, batch, step >= int(arrays["warmup_steps"]), scores)
         optimizer.zero_grad()
         losses[-1].backward()
@@ -256,7 +256,7 @@ def test_transformers_own_network_computes_the_same():
     ours = networks.same_weights(theirs, "mit-b0").eval()
     image = torch.randn(2, 3, 70, 90)
     with torch.no_grad():
-        torch.testing.assert_close(ours(image, coarse=True), theirs(image).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.logits(image).coarse, theirs(image).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_inference_needs_half_the_operations():

@@ -17,6 +17,7 @@ from allspark.engine.result import read_result
 from allspark.engine.sinks import read_log
 from allspark.errors import ConfigError, UserError
 from allspark.study.plan import load_study, plan
+from allspark.study.table import fairness
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,17 @@ def test_a_study_that_is_stopped_or_killed_goes_on(study_file, tmp_path, number)
         assert all((a.tensors[name] == b.tensors[name]).all() for name in a.tensors if not name.startswith("rng"))
         losses = [[row["loss"] for row in read_log(run.out) if "loss" in row] for run in (left, right)]
         assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+def test_networks_that_differ_in_the_bottleneck_alone_must_begin_alike(study_file, tmp_path):
+    other = "  batch only: {method.name: allspark, model.bottleneck_memory: false}\nseeds:"
+    study_file.write_text(study_file.read_text().replace("seeds:", other))
+    runs = runs_of(study_file, tmp_path / "out")
+    for run in runs:
+        run.out.mkdir(parents=True)
+        result = {"lists": "same", "steps": 2, "initial_weights": "other" if run.method == "batch only" else "same"}
+        (run.out / "result.json").write_text(json.dumps(result))
+    assert fairness(runs)[0].startswith("NOT EQUAL: initial weights of encoder and decoder")
 
 
 def test_a_dry_run_writes_nothing(study_file, tmp_path, capsys):

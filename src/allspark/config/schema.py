@@ -117,7 +117,7 @@ class ModelConfig(Section):
     bottleneck_grouping: Annotated[Literal["class-scores", "paper", "off"], OffAsText] = Field(
         "class-scores", description="how channels find their class: class-scores (as published code), paper, or off"
     )
-    bottleneck_warmup_epochs: float = Field(5, ge=0, description="epochs before the memory is read [epochs]")
+    bottleneck_warmup_epochs: float = Field(5.0, ge=0, description="epochs before the memory is read [epochs]")
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -1,4 +1,4 @@
-"""One complete configuration a data set: no inheritance, every field in the file."""
+"""One file a data set, which names what differs from the defaults; no recipe inherits from another."""
 
 from pathlib import Path
 
