@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from allspark.config.fields import Section
 from allspark.config.files import (
     MAX_BYTES,
     apply_overrides,
@@ -17,17 +18,18 @@ from allspark.config.files import (
     load_recipe,
     save_config,
 )
-from allspark.config.schema import Config, Section
+from allspark.config.methods import METHOD_CONFIGS, AllSpark
+from allspark.config.schema import Config
 from allspark.errors import ConfigError
 from allspark.recipes import RECIPES
 
 
-def names(model: type[Section], prefix: str = "") -> dict[str, str | None]:
+def names(model: type[Section], prefix: str = "", method: type[Section] = AllSpark) -> dict[str, str | None]:
     """Dotted names of all fields and their descriptions, found without the code under test."""
     found: dict[str, str | None] = {}
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            found |= names(info.annotation, f"{prefix}{name}.")
+            found |= names(method if name == "method" else info.annotation, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = info.description
     return found
@@ -108,7 +110,7 @@ def test_file_fills_up_with_defaults(tmp_path):
         ("lr: 0.1\n", ": unknown key lr: did you mean optim.lr?"),
         ("data:\n  lr: 0.1\n", ": unknown key data.lr: did you mean optim.lr?"),
         ("trian:\n  epochs: 3\n", ": unknown key trian: did you mean train?"),
-        ("optim:\n  qqqq: 3\n", ": unknown key optim.qqqq: known are optim.lr, optim.head_multiplier,"),
+        ("optim:\n  qqqq: 3\n", ": unknown key optim.qqqq: known are optim.name, optim.lr, optim.head_multiplier,"),
         ("data:\n  crop: wide\n", ": data.crop: expected [height, width], or one number for a square, got wide"),
         ("data:\n  crop: [96]\n", ": data.crop: expected [height, width], or one number for a square, got [96]"),
         ("data:\n  crop: [96, 0]\n", ": data.crop[1]: expected greater than or equal to 1, got 0"),
@@ -203,10 +205,9 @@ def test_overrides_add_up_and_the_last_one_wins():
         ("data.crop=[1,", "--set data.crop=[1,"),
         ("data.batch_labeled=2.5", "data.batch_labeled: expected a whole number, got 2.5"),
         ("data.batch_labeled=0", "data.batch_labeled: expected greater than or equal to 1, got 0"),
-        (
-            "data.source=vok",
-            "expected 'folder', 'voc', 'cityscapes', 'coco', 'loveda', 'potsdam' or 'synthetic', got vok",
-        ),
+        ("method.name=unimach", "method.name: no method 'unimach'; did you mean unimatch? there are supervised,"),
+        ("method.memory=off", "unknown key method.memory: it is model.bottleneck_memory now"),
+        ("method.confidence=0.9", "unknown key method.confidence: known are method.name, method.labeled_loss,"),
         ("seed=!!python/name:os.system", "tags (!)"),
     ],
 )
@@ -243,3 +244,39 @@ def test_description_explains_every_field_and_reads_back(tmp_path, name):
         assert meaning, f"{key} has no description"
         assert " ".join(meaning.split()[:4]) in words, key
     assert max(len(line) for line in text.splitlines() if "encoder_config" not in line) <= 120
+
+
+def test_another_method_brings_its_own_settings_and_keeps_what_all_have():
+    config = apply_overrides(Config(), ["method.labeled_loss=ohem", "method.ohem_min_kept=7"])
+    other = apply_overrides(config, ["method.confidence=0.9", "method.name=fixmatch"]).method  # in any order
+    assert other == METHOD_CONFIGS["fixmatch"](labeled_loss="ohem", ohem_min_kept=7, confidence=0.9)
+    again = apply_overrides(Config(method=other), ["method.name=fixmatch"]).method
+    assert again == other  # the same method is not reset
+    back = apply_overrides(Config(method=other), ["method.name=supervised"]).method
+    assert back == METHOD_CONFIGS["supervised"](labeled_loss="ohem", ohem_min_kept=7)
+
+
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_a_saved_configuration_holds_the_settings_of_its_method_alone(tmp_path, name):
+    config = apply_overrides(Config(), [f"method.name={name}"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert tree["method"].keys() == METHOD_CONFIGS[name].model_fields.keys()
+    assert set(names(Config, method=METHOD_CONFIGS[name])) >= {f"method.{key}" for key in tree["method"]}
+
+
+def test_a_file_of_version_0_1_is_read(tmp_path):
+    text = "method: {name: allspark, memory: false, grouping: off, warmup_epochs: 2, labeled_loss: ohem}\n"
+    model = load_config(write(tmp_path, text)).model
+    assert (model.bottleneck_memory, model.bottleneck_grouping, model.bottleneck_warmup_epochs) == (False, "off", 2)
+    newer = load_config(write(tmp_path, text + "model: {bottleneck_memory: true}\n")).model
+    assert newer.bottleneck_memory
+
+
+def test_wrong_settings_of_a_method_are_one_line(tmp_path):
+    text = "method: {name: unimatch, confidence: 2, warmup: 3}\n"
+    said = message(write(tmp_path, text))
+    assert "method.confidence: expected less than or equal to 1, got 2" in said and "unknown key method.warmup" in said
+    assert "no method 'nix'" in message(write(tmp_path, "method: {name: nix}\n"))
+    assert "a section" in message(write(tmp_path, "method: 5\n"))

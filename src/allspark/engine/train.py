@@ -248,14 +248,14 @@ class _Training:
                 row_due = at_end or state.step % every.log_every == 0
                 if row_due or epoch_done:
                     self._flush()
-            if row_due:
-                recorder.write_means(learner.lr)
-            if at_end or (epoch_done and epoch % every.eval_every == 0):
-                try:
+            try:
+                if row_due:
+                    recorder.write_means(learner.lr)
+                if at_end or (epoch_done and epoch % every.eval_every == 0):
                     self._validate()
-                except (UserError, OSError):
-                    self._save()  # what is wrong with a validation image costs no training
-                    raise
+            except (UserError, OSError):
+                self._save()  # what is wrong with the log or a validation image costs no training
+                raise
             keep = every.keep_every is not None and state.step % every.keep_every == 0
             if epoch_done or keep or state.step % every.checkpoint_every == 0:
                 self._save(keep=keep)
