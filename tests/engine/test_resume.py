@@ -15,6 +15,7 @@ from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.sinks import read_log
 from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError
+from allspark.methods import METHODS
 from allspark.runtime.signals import Interrupted, StopRequest
 from tests.helpers import Lines, StopAfter, assert_same_run, link_to
 
@@ -24,9 +25,19 @@ def config(tiny_config, tiny_folder):
     return apply_overrides(tiny_config, [f"data.root={tiny_folder}", "train.checkpoint_every=100"])
 
 
-@pytest.mark.parametrize("override", ["optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7"])
-def test_settings_that_touch_the_step_resume_exactly(config, tmp_path, monkeypatch, override):
-    config = apply_overrides(config, [override, "train.log_every=3"])
+STEPS = [
+    *("optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7", "optim.name=adamw"),
+    "optim.name=adamw optim.decay_norms=false optim.warmup_steps=2 optim.schedule=cosine train.precision=bf16",
+    *(f"method.name={name} optim.name={kind}" for name in METHODS for kind in ("sgd", "adamw")),
+    "method.name=fixmatch model.bottleneck=allspark method.confidence=0.2",
+    "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
+    "method.name=cps method.cutmix=false",
+]
+
+
+@pytest.mark.parametrize("changes", STEPS)
+def test_settings_that_touch_the_step_resume_exactly(config, tmp_path, changes):
+    config = apply_overrides(config, [*changes.split(), "train.log_every=3"])
     train(config, tmp_path / "whole")
     with pytest.raises(Interrupted) as stopped:
         train(config, tmp_path / "parts", sinks=[StopAfter(3)])

@@ -15,7 +15,8 @@ from transformers import (
 
 from allspark.config.schema import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
-from allspark.models.encoders import MIT_PRESETS, build_encoder, freeze_unused, resolve_encoder
+from allspark.models.encoder_config import MIT_PRESETS
+from allspark.models.encoders import build_encoder, freeze_unused, resolve_encoder
 from allspark.models.segmenter import build_segmenter
 from tests.fakes import ENCODERS, tiny
 

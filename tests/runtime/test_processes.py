@@ -21,6 +21,10 @@ from tests.conftest import TINY
 from tests.fakes import ENCODERS
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
+NO_FEATURES = ["method.feature_dropout=0"]
+HARD = ["method.ohem_threshold=0.05"]
+BOTTLENECK = ["model.bottleneck=allspark"]
+ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
 FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "model.bottleneck_warmup_epochs=2", "train.health_images=2"]
 LIMIT = 240  # seconds; all of these need a small part of it
 
@@ -79,8 +83,17 @@ def network(name):
         pytest.param(["model.bottleneck_memory=false"], marks=pytest.mark.slow),
         pytest.param(["model.bottleneck_grouping=off", "optim.accumulate=2"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "optim.clip_norm=0.1"], marks=pytest.mark.slow),
+        # fewer pixels than are asked for in one process, but not in both
+        pytest.param(["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD], marks=pytest.mark.slow),
+        pytest.param(["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES], marks=pytest.mark.slow),
+        pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
+        pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
+        pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
     ],
-    ids=["allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped"],
+    ids=[
+        *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
+        *("unimatch with the bottleneck", "cps with AdamW", "plain cps"),
+    ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):
     """The same global batch, in float64 and without dropout."""

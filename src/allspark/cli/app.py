@@ -18,6 +18,7 @@ import typer
 from allspark.cli import data, recipes, study, train, use
 from allspark.errors import UserError
 from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
+from allspark.runtime.version import VERSION
 
 _CTRL_C = 130
 # typer passes on the errors of its click: the package click, or (from typer 0.26 on) a copy of it inside typer.
@@ -36,9 +37,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from allspark import __version__
-
-        typer.echo(f"allspark {__version__}")
+        typer.echo(f"allspark {VERSION}")
         raise typer.Exit
 
 

@@ -46,6 +46,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
         Interrupted: it was asked to stop; nothing is lost.
     """
     from allspark.cli.show import stderr, stdout
+    from allspark.study.figure import draw
     from allspark.study.plan import load_study, plan
     from allspark.study.run import go_on_command, missing, run_study
     from allspark.study.table import rows_of, write_tables
@@ -64,7 +65,9 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
     out.mkdir(parents=True, exist_ok=True)
 
     def write() -> str:
-        return write_tables(rows_of(runs, wanted.paper), runs, out, file.stem)
+        rows = rows_of(runs, wanted.paper)
+        draw(rows, out / "results.png", file.stem)
+        return write_tables(rows, runs, out, file.stem)
 
     note.print(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {jobs} at once; writing to {out}", markup=False)
     if todo:

@@ -15,7 +15,7 @@ from allspark.data.source import Source, default_palette
 from allspark.engine.checkpoint import checkpoint_path, save_checkpoint
 from allspark.engine.run import description, model_tensors
 from allspark.errors import CheckpointError
-from allspark.models.encoders import MIT_PRESETS
+from allspark.models.encoder_config import MIT_PRESETS
 from allspark.models.published import mit_sizes, read_foreign
 from allspark.models.segmenter import Segmenter, build_segmenter
 

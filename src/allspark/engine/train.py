@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,25 +17,18 @@ from allspark.batch import Progress, TrainBatch
 from allspark.config.plugins import plugin_options
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config, TrainConfig
-from allspark.data.check import check
-from allspark.data.partitions import partition_of
-from allspark.data.sets import open_source
-from allspark.data.source import Source
 from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
-from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.learner import Learner, OutOfMemoryError
+from allspark.engine.prepare import build_method_of, open_checked, what_begins
 from allspark.engine.random_state import process_seed, random_states, restore_random_state
-from allspark.engine.recorder import NotFiniteError, Recorder, RunState
-from allspark.engine.resolve import Note, resolve, resolve_again
+from allspark.engine.recorder import NotFiniteError, Recorder
+from allspark.engine.resolve import resolve, resolve_again
 from allspark.engine.result import peak_memory, result_of
-from allspark.engine.run import begin_with, description, load_method, model_tensors
+from allspark.engine.run import description, model_tensors
 from allspark.engine.run_folder import RunFolder, fingerprints, require_same_images
 from allspark.engine.sinks import FileLog, Sink, Sinks, TensorBoard
 from allspark.engine.validation import Validator
 from allspark.errors import DataError, UserError
-from allspark.methods import build_method
-from allspark.methods.base import Method
-from allspark.models.segmenter import Segmenter
 from allspark.runtime.agreement import (
     CONTINUE,
     FAILED,
@@ -90,8 +81,8 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             config = resolve(config, world, sink.note)
         else:
             config = resolve_again(config, checkpoint, folder.last, world, sink.note)
-        source = _open(config, sink.note)
-        method, state = _build(config, source, checkpoint, folder, sink.note)
+        source = open_checked(config, sink.note)
+        method, state = build_method_of(config, source, checkpoint, folder.last, sink.note)
         stream = TrainStream(
             source,
             config.data,
@@ -124,7 +115,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
         with fail_together():
             if accelerator.is_main_process:
                 opened.enter_context(folder.claimed(config))
-                sink.note(_what_begins(config, source, folder, accelerator, f"{total} steps of {epoch} an epoch"))
+                sink.note(what_begins(config, source, folder.path, accelerator, f"{total} steps of {epoch} an epoch"))
                 if not source.val:
                     sink.note("no validation images: the last checkpoint is the result")
                 opened.callback(sink.end)
@@ -139,71 +130,6 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             if accelerator.is_main_process:
                 folder.write_result(result_of(config, source, state, device, world, unlabeled=method.views.unlabeled))
     return TrainResult(folder.path, state.step, state.best, state.last)
-
-
-def _open(config: Config, note: Note) -> Source:
-    """Open the data set, and stop before training on data that cannot be right."""
-    source = open_source(config.data)
-    report = check(
-        source,
-        crop=config.data.crop,
-        max_pixels=config.data.max_pixels,
-        workers=min(config.data.workers, os.cpu_count() or 1),
-        fast=True,
-    )
-    errors = [finding for finding in report.findings if finding.level == "error"]
-    # A run that is told to skip unreadable images learns from the others.
-    if config.data.on_bad_image == "skip":
-        errors = [finding for finding in errors if finding.kind != "unreadable"]
-    if errors:
-        more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0].message}{more}; run `allspark check {source.root}` for all of them")
-    for line in (*source.notes, *(f.message for f in report.findings if f.level == "warning")):
-        note(f"note: {line}")
-    return source
-
-
-def _build(
-    config: Config, source: Source, checkpoint: Checkpoint | None, folder: RunFolder, note: Note
-) -> tuple[Method, RunState]:
-    """The method with the weights that it begins with, or goes on with; and where the run stands."""
-    building = config
-    if checkpoint is not None:
-        # All weights come from the checkpoint: the hub or the file that the run began with need not be at hand.
-        building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
-    torch.manual_seed(config.seed)
-    method = build_method(building, source.num_classes)
-    if checkpoint is None and config.train.begin_with is not None:
-        note(begin_with(method, config.train.begin_with))
-    state = RunState(initial=_checksum(method.networks()[0]))
-    if config.train.precision == "fp64":
-        method.double()
-    if checkpoint is None:
-        method.begin()
-    else:
-        load_method(method, checkpoint, folder.last)
-        state = RunState(**checkpoint.meta["state"])
-    return method, state
-
-
-def _checksum(network: Segmenter) -> str:
-    """Of encoder and decoder: what all methods have in common."""
-    total = 0
-    for part in (network.encoder, network.decoder):
-        for tensor in part.state_dict().values():
-            total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
-    return f"{total:08x}"
-
-
-def _what_begins(config: Config, source: Source, folder: RunFolder, accelerator: Accelerator, length: str) -> str:
-    partition, processes = partition_of(config.data.source, source), accelerator.num_processes
-    several = f", {processes} processes" if processes > 1 else ""
-    published = f" (the published partition {partition})" if partition else ""
-    return (
-        f"{config.method.name} on {accelerator.device.type}{several}: {len(source.labeled)} labelled, "
-        f"{len(source.unlabeled)} unlabelled, {len(source.val)} validation images{published}; {length}; "
-        f"writing to {folder.path}"
-    )
 
 
 @dataclass(frozen=True)

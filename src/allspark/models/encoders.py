@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_BACKBONE_MAPPING,
-    AutoConfig,
     PretrainedConfig,
     PreTrainedModel,
     ResNetConfig,
@@ -25,37 +22,21 @@ from transformers import (
 
 from allspark.config.plugins import load_entry_points
 from allspark.config.schema import ModelConfig
-from allspark.errors import CheckpointError, ConfigError
+from allspark.errors import ConfigError
 from allspark.kernels.matmul import use_faster_products
 from allspark.kernels.mix_ffn import save_memory
 from allspark.models.dilation import dilate
-from allspark.models.pretrained import body_from_state, cached_or_hub, load_body
+from allspark.models.encoder_config import (
+    BOOKKEEPING,
+    HUB,
+    NO_DROPOUT,
+    STAGES,
+    body_config,
+    field_names,
+)
+from allspark.models.pretrained import body_from_state, load_body
 from allspark.models.published import mit_sizes, nvlabs_to_transformers
 from allspark.runtime.modes import evaluating
-
-_WIDE = (64, 128, 320, 512)
-MIT_PRESETS: dict[str, dict[str, Any]] = {
-    "mit-b0": {"hidden_sizes": (32, 64, 160, 256), "depths": (2, 2, 2, 2)},
-    "mit-b1": {"hidden_sizes": _WIDE, "depths": (2, 2, 2, 2)},
-    "mit-b2": {"hidden_sizes": _WIDE, "depths": (3, 4, 6, 3)},
-    "mit-b3": {"hidden_sizes": _WIDE, "depths": (3, 4, 18, 3)},
-    "mit-b4": {"hidden_sizes": _WIDE, "depths": (3, 8, 27, 3)},
-    "mit-b5": {"hidden_sizes": _WIDE, "depths": (3, 6, 40, 3)},
-}
-"""SegFormer's Mix Transformers (Xie et al. 2021, table 6); the other sizes are transformers' defaults."""
-
-RESNET_PRESETS: dict[str, dict[str, Any]] = {
-    "resnet-50": {"depths": (3, 4, 6, 3)},
-    "resnet-101": {"depths": (3, 4, 23, 3)},
-}
-"""ResNets (He et al. 2016, table 1), the stride in the 3x3 convolutions; the other sizes are transformers' defaults."""
-
-_HUB = {
-    **{name: f"nvidia/{name}" for name in MIT_PRESETS},
-    **{name: f"microsoft/{name}" for name in RESNET_PRESETS},
-}
-_STAGES = 4
-_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class Encoder(nn.Module):
@@ -102,7 +83,7 @@ class _MixTransformer(Encoder):
     """SegFormer's encoder: takes any size, and gives its maps as hidden states."""
 
     def _maps(self, image: Tensor) -> list[Tensor]:
-        return list(self.body(image, output_hidden_states=True).hidden_states)[-_STAGES:]
+        return list(self.body(image, output_hidden_states=True).hidden_states)[-STAGES:]
 
 
 Builder = Callable[[ModelConfig, bool], Encoder]
@@ -123,7 +104,7 @@ def add_encoder(name: str, build: Builder) -> None:
     Raises:
         ConfigError: the name is taken.
     """
-    if name in ENCODERS or name in _HUB:
+    if name in ENCODERS or name in HUB:
         raise ConfigError(f"there is an encoder {name!r} already; give yours another name")
     ENCODERS[name] = build
 
@@ -142,37 +123,37 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
     own = _plugged_in(config.encoder)
     if own is not None:
         return own(config, load_weights)
-    body_config = _body_config(config)
+    architecture = body_config(config)
     source = config.pretrained if load_weights else "none"
     if source == "hub":
-        if config.encoder not in _HUB and "/" not in config.encoder and not Path(config.encoder).is_dir():
+        if config.encoder not in HUB and "/" not in config.encoder and not Path(config.encoder).is_dir():
             raise ConfigError(
                 f"model.pretrained: hub has no weights for the bare model type {config.encoder!r}; "
                 "use none, a hub name, a local folder or an NVlabs .pth file"
             )
-        source = _HUB.get(config.encoder, config.encoder)
-    if config.output_stride is not None and not isinstance(body_config, ResNetConfig):
+        source = HUB.get(config.encoder, config.encoder)
+    if config.output_stride is not None and not isinstance(architecture, ResNetConfig):
         raise ConfigError(
             f"model.output_stride: only ResNet encoders can be dilated, not {config.encoder!r}; set it to null"
         )
-    if isinstance(body_config, SegformerConfig):
-        body = load_body(SegformerModel, body_config, source)
+    if isinstance(architecture, SegformerConfig):
+        body = load_body(SegformerModel, architecture, source)
         _checkpoint_activations(body, config)
-        return _mix_transformer(body_config, body)
-    body = load_body(MODEL_FOR_BACKBONE_MAPPING[type(body_config)], body_config, source)
+        return _mix_transformer(architecture, body)
+    body = load_body(MODEL_FOR_BACKBONE_MAPPING[type(architecture)], architecture, source)
     _checkpoint_activations(body, config)
     if config.output_stride is not None:
         dilate(body, config.output_stride)
-    if not hasattr(body_config, "patch_size"):
+    if not hasattr(architecture, "patch_size"):
         return Encoder(body, tuple(body.channels), *_measured(body, config.encoder))
-    reductions = _reductions(body_config, len(body.channels))
+    reductions = _reductions(architecture, len(body.channels))
     # DINOv2's patches must divide the image; the others pad by themselves, each in its own way.
     return Encoder(body, tuple(body.channels), reductions, multiple=reductions[-1])
 
 
 def _plugged_in(name: str) -> Builder | None:
     """What builds the encoder of this name, if a plug-in does."""
-    by_transformers = name in _HUB or "/" in name or Path(name).is_dir() or name in CONFIG_MAPPING
+    by_transformers = name in HUB or "/" in name or Path(name).is_dir() or name in CONFIG_MAPPING
     if name not in ENCODERS and not by_transformers:
         load_entry_points()
     return ENCODERS.get(name)
@@ -184,7 +165,7 @@ def published_encoder(state: Mapping[str, Tensor], drop_path: float = 0.1) -> En
     Raises:
         CheckpointError: the layout is another one.
     """
-    config = SegformerConfig(**mit_sizes(state), drop_path_rate=drop_path, **_NO_DROPOUT)
+    config = SegformerConfig(**mit_sizes(state), drop_path_rate=drop_path, **NO_DROPOUT)
     return _mix_transformer(config, body_from_state(config, nvlabs_to_transformers(state), "published checkpoint"))
 
 
@@ -233,76 +214,19 @@ def resolve_encoder(config: ModelConfig) -> ModelConfig:
 
     A hub name or a folder becomes the model type with all fields that differ from its defaults.
     """
-    known = config.encoder in _HUB or _plugged_in(config.encoder) is not None
+    known = config.encoder in HUB or _plugged_in(config.encoder) is not None
     if known or ("/" not in config.encoder and not Path(config.encoder).is_dir()):
         return config
-    body_config = _body_config(config)
-    names = _fields(body_config) - _BOOKKEEPING
-    fields = {key: value for key, value in body_config.to_diff_dict().items() if key in names}
+    architecture = body_config(config)
+    names = field_names(architecture) - BOOKKEEPING
+    fields = {key: value for key, value in architecture.to_diff_dict().items() if key in names}
     return config.model_copy(
         update={
-            "encoder": body_config.model_type,
+            "encoder": architecture.model_type,
             "encoder_config": fields,
             "pretrained": config.encoder if config.pretrained == "hub" else config.pretrained,
         }
     )
-
-
-_BOOKKEEPING = {
-    "architectures",
-    "transformers_version",
-    "_name_or_path",
-    "model_type",
-    "dtype",
-    "torch_dtype",
-    "id2label",
-    "label2id",
-}
-
-
-def _body_config(config: ModelConfig) -> PretrainedConfig:
-    """The transformers configuration of the encoder, asking for its last four stages."""
-    fields = dict(config.encoder_config)
-    name = config.encoder
-    try:
-        if name in MIT_PRESETS:
-            body = SegformerConfig(**{**MIT_PRESETS[name], **_NO_DROPOUT, **fields})
-        elif name in RESNET_PRESETS:
-            body = ResNetConfig(**{**RESNET_PRESETS[name], **fields})
-        elif "/" in name or Path(name).is_dir():
-            body = cached_or_hub(AutoConfig.from_pretrained, name, **fields)
-        else:
-            body = AutoConfig.for_model(name, **fields)
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"model.encoder: cannot build {name!r} ({reason}); use {', '.join(_HUB)}, a transformers hub name, "
-            "a local folder, or a model type such as swin, convnext, dinov2"
-        ) from error
-    known = _fields(body)
-    for key in fields:
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            raise ConfigError(
-                f"model.encoder_config: {body.model_type} has no field {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-    if getattr(body, "num_channels", 3) != 3:
-        raise ConfigError(f"model.encoder_config: num_channels is {body.num_channels}, but images have 3 channels")
-    if hasattr(body, "drop_path_rate"):
-        body.drop_path_rate = config.drop_path
-    if not isinstance(body, SegformerConfig):
-        if type(body) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ConfigError(f"model.encoder: {name!r} ({body.model_type}) yields no feature maps in transformers")
-        body.out_indices = list(range(len(body.stage_names)))[-_STAGES:]
-    return body
-
-
-def _fields(config: PretrainedConfig) -> set[str]:
-    """Names of the fields that a model's configuration knows."""
-    return {*type(config)().to_dict(), *config.attribute_map}
 
 
 def _reductions(config: PretrainedConfig, count: int) -> tuple[int, ...]:

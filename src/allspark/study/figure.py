@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from allspark.figures.comparison import COLOURS, save_figure
-
-if TYPE_CHECKING:
-    from allspark.study.table import Row
+from allspark.study.table import Row
 
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:

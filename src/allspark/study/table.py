@@ -117,13 +117,11 @@ def _network(run: Planned) -> str:
 
 
 def write_tables(rows: Sequence[Row], runs: Sequence[Planned], out: Path, title: str) -> str:
-    """Write results.csv, results.md and results.png into ``out``, each whole or not at all.
+    """Write results.csv and results.md into ``out``, each whole or not at all.
 
     Returns:
         The Markdown.
     """
-    from allspark.study.figure import draw
-
     text = markdown(rows, runs, title)
     with atomic_write(out / "results.md", "w") as file:
         file.write(text)
@@ -131,7 +129,6 @@ def write_tables(rows: Sequence[Row], runs: Sequence[Planned], out: Path, title:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_plain(row) for row in rows)
-    draw(rows, out / "results.png", title)
     return text
 
 

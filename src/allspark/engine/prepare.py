@@ -1,0 +1,105 @@
+"""What a run begins with: its data, looked at; its method, with the weights to begin or to go on with."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from allspark.config.schema import Config
+from allspark.data.check import check
+from allspark.data.partitions import partition_of
+from allspark.data.sets import open_source
+from allspark.data.source import Source
+from allspark.engine.checkpoint import Checkpoint
+from allspark.engine.recorder import RunState
+from allspark.engine.resolve import Note
+from allspark.engine.run import begin_with, load_method
+from allspark.errors import DataError
+from allspark.methods import build_method
+from allspark.methods.base import Method
+from allspark.models.segmenter import Segmenter
+
+
+def open_checked(config: Config, note: Note) -> Source:
+    """Open the data set, and stop before training on data that cannot be right.
+
+    Raises:
+        DataError: what is wrong with it, the worst kind first.
+    """
+    source = open_source(config.data)
+    report = check(
+        source,
+        crop=config.data.crop,
+        max_pixels=config.data.max_pixels,
+        workers=min(config.data.workers, os.cpu_count() or 1),
+        fast=True,
+    )
+    errors = [finding for finding in report.findings if finding.level == "error"]
+    # A run that is told to skip unreadable images learns from the others.
+    if config.data.on_bad_image == "skip":
+        errors = [finding for finding in errors if finding.kind != "unreadable"]
+    if errors:
+        more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0].message}{more}; run `allspark check {source.root}` for all of them")
+    for line in (*source.notes, *(f.message for f in report.findings if f.level == "warning")):
+        note(f"note: {line}")
+    return source
+
+
+def build_method_of(
+    config: Config, source: Source, checkpoint: Checkpoint | None, path: Path, note: Note
+) -> tuple[Method, RunState]:
+    """The method with the weights that it begins with, or goes on with; and where the run stands.
+
+    Args:
+        config: resolved.
+        source: the data set.
+        checkpoint: what the run goes on from; None: it begins.
+        path: the checkpoint's file, for messages.
+        note: called with lines that the user should know.
+
+    Raises:
+        UserError: the network cannot be built, or weights are missing or do not fit.
+    """
+    building = config
+    if checkpoint is not None:
+        # All weights come from the checkpoint: the hub or the file that the run began with need not be at hand.
+        building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
+    torch.manual_seed(config.seed)
+    method = build_method(building, source.num_classes)
+    if checkpoint is None and config.train.begin_with is not None:
+        note(begin_with(method, config.train.begin_with))
+    state = RunState(initial=_checksum(method.networks()[0]))
+    if config.train.precision == "fp64":
+        method.double()
+    if checkpoint is None:
+        method.begin()
+    else:
+        load_method(method, checkpoint, path)
+        state = RunState(**checkpoint.meta["state"])
+    return method, state
+
+
+def _checksum(network: Segmenter) -> str:
+    """Of encoder and decoder: what all methods have in common."""
+    total = 0
+    for part in (network.encoder, network.decoder):
+        for tensor in part.state_dict().values():
+            total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def what_begins(config: Config, source: Source, out: Path, accelerator: Accelerator, length: str) -> str:
+    """One line for the user: what is trained, where, on how many images, and how long."""
+    partition, processes = partition_of(config.data.source, source), accelerator.num_processes
+    several = f", {processes} processes" if processes > 1 else ""
+    published = f" (the published partition {partition})" if partition else ""
+    return (
+        f"{config.method.name} on {accelerator.device.type}{several}: {len(source.labeled)} labelled, "
+        f"{len(source.unlabeled)} unlabelled, {len(source.val)} validation images{published}; {length}; "
+        f"writing to {out}"
+    )

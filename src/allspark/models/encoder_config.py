@@ -1,0 +1,107 @@
+"""Which transformers network an encoder's name stands for, and its configuration."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    ResNetConfig,
+    SegformerConfig,
+)
+
+from allspark.config.schema import ModelConfig
+from allspark.errors import CheckpointError, ConfigError
+from allspark.models.pretrained import cached_or_hub
+
+_WIDE = (64, 128, 320, 512)
+MIT_PRESETS: dict[str, dict[str, Any]] = {
+    "mit-b0": {"hidden_sizes": (32, 64, 160, 256), "depths": (2, 2, 2, 2)},
+    "mit-b1": {"hidden_sizes": _WIDE, "depths": (2, 2, 2, 2)},
+    "mit-b2": {"hidden_sizes": _WIDE, "depths": (3, 4, 6, 3)},
+    "mit-b3": {"hidden_sizes": _WIDE, "depths": (3, 4, 18, 3)},
+    "mit-b4": {"hidden_sizes": _WIDE, "depths": (3, 8, 27, 3)},
+    "mit-b5": {"hidden_sizes": _WIDE, "depths": (3, 6, 40, 3)},
+}
+"""SegFormer's Mix Transformers (Xie et al. 2021, table 6); the other sizes are transformers' defaults."""
+
+RESNET_PRESETS: dict[str, dict[str, Any]] = {
+    "resnet-50": {"depths": (3, 4, 6, 3)},
+    "resnet-101": {"depths": (3, 4, 23, 3)},
+}
+"""ResNets (He et al. 2016, table 1), the stride in the 3x3 convolutions; the other sizes are transformers' defaults."""
+
+HUB = {
+    **{name: f"nvidia/{name}" for name in MIT_PRESETS},
+    **{name: f"microsoft/{name}" for name in RESNET_PRESETS},
+}
+"""Where the weights of a name lie on the hub."""
+STAGES = 4
+"""Feature maps of an encoder; of those with more, the last ones."""
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BOOKKEEPING = {
+    "architectures",
+    "transformers_version",
+    "_name_or_path",
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+}
+"""Fields that say nothing of the architecture."""
+
+
+def body_config(config: ModelConfig) -> PretrainedConfig:
+    """The transformers configuration of the encoder, asking for its last four stages.
+
+    Raises:
+        ConfigError: no such encoder, or fields that it does not have.
+        CheckpointError: the hub cannot be asked.
+    """
+    fields = dict(config.encoder_config)
+    name = config.encoder
+    try:
+        if name in MIT_PRESETS:
+            body = SegformerConfig(**{**MIT_PRESETS[name], **NO_DROPOUT, **fields})
+        elif name in RESNET_PRESETS:
+            body = ResNetConfig(**{**RESNET_PRESETS[name], **fields})
+        elif "/" in name or Path(name).is_dir():
+            body = cached_or_hub(AutoConfig.from_pretrained, name, **fields)
+        else:
+            body = AutoConfig.for_model(name, **fields)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"model.encoder: cannot build {name!r} ({reason}); use {', '.join(HUB)}, a transformers hub name, "
+            "a local folder, or a model type such as swin, convnext, dinov2"
+        ) from error
+    known = field_names(body)
+    for key in fields:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise ConfigError(
+                f"model.encoder_config: {body.model_type} has no field {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    if getattr(body, "num_channels", 3) != 3:
+        raise ConfigError(f"model.encoder_config: num_channels is {body.num_channels}, but images have 3 channels")
+    if hasattr(body, "drop_path_rate"):
+        body.drop_path_rate = config.drop_path
+    if not isinstance(body, SegformerConfig):
+        if type(body) not in MODEL_FOR_BACKBONE_MAPPING:
+            raise ConfigError(f"model.encoder: {name!r} ({body.model_type}) yields no feature maps in transformers")
+        body.out_indices = list(range(len(body.stage_names)))[-STAGES:]
+    return body
+
+
+def field_names(config: PretrainedConfig) -> set[str]:
+    """Names of the fields that a model's configuration knows."""
+    return {*type(config)().to_dict(), *config.attribute_map}
