@@ -81,14 +81,14 @@ def test_its_folder_is_recognised_and_the_commands_serve_it(garden, root, capsys
     assert (len(source.labeled), len(source.unlabeled)) == (1, 3)
 
 
-def test_the_file_of_the_guide_is_a_program(root):
+def test_the_file_of_the_guide_is_a_plug_in(root):
     guide = (REPOSITORY / "docs" / "add-a-data-set.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     file = root.parent / "garden.py"
     file.write_text(code, "utf-8")
     for arguments in (["check"], ["split", "--labeled", "1", "--source", "garden"]):
-        command = [sys.executable, str(file), arguments[0], str(root), *arguments[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        command = [sys.executable, "-m", "allspark.cli.app", arguments[0], str(root), *arguments[1:]]
+        done = subprocess.run([*command, "--plugin", str(file)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert ("rose" if arguments == ["check"] else "1 labelled and 3 unlabelled") in done.stdout
 
