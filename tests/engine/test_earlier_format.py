@@ -25,7 +25,7 @@ def test_it_opens(earlier):
     run = open_run(earlier, "last")
     assert run.segmenter.bottleneck is not None and run.config.method.name == "allspark"
     assert (run.config.model.bottleneck_warmup_epochs, run.meta["format"]) == (1, 1)
-    mask = run.predictor("cpu").labels(torch.zeros(1, 3, 40, 50))
+    mask = run.predictor().labels(torch.zeros(1, 3, 40, 50))
     assert mask.shape == (1, 40, 50)
 
 

@@ -9,6 +9,9 @@ from typing import Annotated, Any
 import typer
 
 DataOption = Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the data set (data.root)")]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
+]
 SourceOption = Annotated[
     str | None,
     typer.Option(

@@ -54,8 +54,6 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
     Raises:
         UserError: ``out`` holds runs with other settings.
     """
-    from allspark.cli.use import predictor_of  # here, so that typer is not needed to import the demo
-
     console = console or Console()
     require_own(out, ("data", *METHODS))
     configs = {name: _config(out, name, seed, steps) for name in METHODS}
@@ -66,7 +64,7 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
         seconds[name] = max(row["seconds"] for row in read_log(out / name) if "seconds" in row)
     source = open_source(configs[METHODS[0]].data)
     for name, config in configs.items():
-        predictions[name] = predictor_of(open_run(out / name, "last"))
+        predictions[name] = open_run(out / name, "last").predictor()
         runs[name] = evaluate(predictions[name], source.val, source, workers=0, max_pixels=config.data.max_pixels)
     examples = _examples(source, predictions, out / "overlays")
     results = [MethodResult(name, read_log(out / name), runs[name].iou, runs[name].miou) for name in METHODS]

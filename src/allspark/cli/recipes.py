@@ -6,15 +6,25 @@ from typing import Annotated
 
 import typer
 
+from allspark.cli.common import OverridesOption, PluginOption
+
 app = typer.Typer(help="Show recipes: complete configurations, each field explained.")
 
 
 @app.command()
-def show(recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="see `allspark config list`")]) -> None:
-    """Print a recipe: the complete YAML, each field with its meaning and unit."""
-    from allspark.config.files import describe, load_recipe, recipe_header
+def show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="see `allspark config list`")],
+    overrides: OverridesOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Print a recipe: the complete YAML, each field with its meaning and unit.
 
-    typer.echo(f"{recipe_header(recipe)}\n\n{describe(load_recipe(recipe))}", nl=False)
+    With `--set method.name=NAME` it shows the settings of that method.
+    """
+    from allspark.config.files import apply_overrides, describe, load_recipe, recipe_header
+
+    config = apply_overrides(load_recipe(recipe), overrides or [])
+    typer.echo(f"{recipe_header(recipe)}\n\n{describe(config)}", nl=False)
 
 
 @app.command("list")

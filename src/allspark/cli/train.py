@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allspark.cli.common import DataOption, PluginOption
+from allspark.cli.common import DataOption, OverridesOption, PluginOption
 from allspark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ def train(
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a configuration file")] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run (default: runs/NAME)")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
-    ] = None,
+    overrides: OverridesOption = None,
     labeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the labelled images")] = None,
     unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on exactly where the run in --out stopped")] = False,

@@ -15,8 +15,6 @@ from allspark.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from allspark.config.schema import Config, DataConfig
     from allspark.data.source import Sample, Source
-    from allspark.engine.run import Run
-    from allspark.inference.predictor import Predictor
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
 CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
@@ -57,7 +55,7 @@ def evaluate(
         typer.echo(f"note: {note}", err=True)
     with counting("evaluating", "images") as progress:
         scores = score(
-            predictor_of(opened, mode, precision),
+            opened.predictor(mode=mode, precision=precision),
             samples,
             source,
             workers=where.workers,
@@ -90,7 +88,7 @@ def predict(
     opened = open_run(run, checkpoint)
     with counting("predicting", "images") as progress:
         masks = predict_files(
-            predictor_of(opened, mode, precision),
+            opened.predictor(mode=mode, precision=precision),
             images,
             out,
             opened.palette,
@@ -190,26 +188,3 @@ def require_same_classes(trained: Sequence[str], source: Source) -> None:
                 f"class {k} is {here!r} in {source.root}, but {name!r} where the network was trained; "
                 "the order and the names of classes must be the same"
             )
-
-
-def predictor_of(run: Run, mode: str | None = None, precision: str | None = None) -> Predictor:
-    """The predictor of a run, on a GPU if there is one, unless the run was made for the CPU.
-
-    Args:
-        run: an open run.
-        mode: `whole` or `window`; None: as the run says.
-        precision: of the network, as ``eval.precision``; None: as the run says.
-
-    Raises:
-        ConfigError: fp16 on a CPU, where it is ten times as slow.
-    """
-    import torch
-
-    from allspark.inference.predictor import Predictor
-
-    given = {"mode": mode, "precision": precision}
-    config = run.config.eval.model_copy(update={name: value for name, value in given.items() if value is not None})
-    on_cpu = run.config.train.device == "cpu" or not torch.cuda.is_available()
-    if on_cpu and config.precision == "fp16":
-        raise ConfigError("precision fp16 needs a GPU: use --precision fp32 or bf16")
-    return Predictor(run.segmenter, config, "cpu" if on_cpu else "cuda")

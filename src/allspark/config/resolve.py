@@ -28,16 +28,16 @@ def network_config(config: Config) -> ModelConfig:
     return config.model.model_copy(update={"bottleneck": bottleneck})
 
 
-def images_per_update(data: DataConfig, accumulate: int, world: int, *, unlabeled: bool = True) -> int:
+def images_per_update(data: DataConfig, accumulate: int, world: int, *, draws: int = 1) -> int:
     """Crops of one weight update, of all micro-batches and processes.
 
     Args:
         data: batch sizes.
         accumulate: micro-batches an update.
         world: number of processes.
-        unlabeled: whether unlabelled crops are counted.
+        draws: how often unlabelled crops are drawn: 0 by methods that learn from labels alone, 2 with partners.
     """
-    return (data.batch_labeled + data.batch_unlabeled * unlabeled) * accumulate * world
+    return (data.batch_labeled + data.batch_unlabeled * draws) * accumulate * world
 
 
 def scaled_lr(optim: OptimConfig, images: int) -> OptimConfig:

@@ -73,8 +73,8 @@ class Learner:
                 freeze_unused(network.encoder)
         synchronise_norms(method, accelerator.device)
         if how.compile:
-            for network in method.networks():
-                network.compile_parts()
+            for network in [module for module in method.modules() if isinstance(module, Segmenter)]:
+                network.compile_parts()  # teachers too
         if how.shard and several:
             method.to(accelerator.device)
             shard(_parts(method), accelerator.device)

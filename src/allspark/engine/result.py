@@ -23,7 +23,7 @@ from allspark.runtime.version import VERSION
 
 
 def result_of(
-    config: Config, source: Source, state: RunState, device: torch.device, processes: int, *, unlabeled: bool
+    config: Config, source: Source, state: RunState, device: torch.device, processes: int, *, draws: int
 ) -> dict[str, Any]:
     """What RUN/result.json holds: scores from 0 to 1, times in seconds, memory in bytes.
 
@@ -33,9 +33,9 @@ def result_of(
         state: where it ended.
         device: where it computed.
         processes: how many did.
-        unlabeled: whether the method saw unlabelled images.
+        draws: how often the method draws unlabelled images in a step.
     """
-    images = images_per_update(config.data, config.optim.accumulate, processes, unlabeled=unlabeled)
+    images = images_per_update(config.data, config.optim.accumulate, processes, draws=draws)
     partition = partition_of(config.data.source, source)
     return {
         "method": config.method.name,

@@ -37,9 +37,22 @@ class Run:
     checkpoint: Literal["best", "last"]
     meta: dict[str, Any]
 
-    def predictor(self, device: torch.device | str | None = None) -> Predictor:
-        """What turns images into masks, as the run was configured to."""
-        return Predictor(self.segmenter, self.config.eval, device)
+    def predictor(self, *, mode: str | None = None, precision: str | None = None) -> Predictor:
+        """What turns images into masks: on a GPU if there is one, unless the run was made for the CPU.
+
+        Args:
+            mode: ``whole`` or ``window``; None: as the run says.
+            precision: of the network, as ``eval.precision``; None: as the run says.
+
+        Raises:
+            ConfigError: fp16 on a CPU, where it is ten times as slow.
+        """
+        given = {"mode": mode, "precision": precision}
+        config = self.config.eval.model_copy(update={key: value for key, value in given.items() if value is not None})
+        on_cpu = self.config.train.device == "cpu" or not torch.cuda.is_available()
+        if on_cpu and config.precision == "fp16":
+            raise ConfigError("precision fp16 needs a GPU: use --precision fp32 or bf16")
+        return Predictor(self.segmenter, config, "cpu" if on_cpu else "cuda")
 
 
 def description(config: Config, source: Source) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
     epoch = config.train.steps_per_epoch or steps_per_epoch(source, config.data, config.optim.accumulate, world)
     total = max(1, math.ceil(config.train.epochs * epoch))
     learner = Learner(method, config.optim, config.train, accelerator, total)
-    images = images_per_update(config.data, 1, 1, unlabeled=method.views.unlabeled)
+    images = images_per_update(config.data, 1, 1, draws=method.views.draws)
     recorder = Recorder(state, sink, images, epoch)
     validator = Validator(source, config.data, config.eval, config.train.health_images, sink.note)
     with fail_together():
@@ -128,7 +128,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             training.run(batches, accumulate)
         with fail_together():
             if accelerator.is_main_process:
-                folder.write_result(result_of(config, source, state, device, world, unlabeled=method.views.unlabeled))
+                folder.write_result(result_of(config, source, state, device, world, draws=method.views.draws))
     return TrainResult(folder.path, state.step, state.best, state.last)
 
 

@@ -47,7 +47,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.segmenter = build()
         self.labeled_loss = labeled_loss(settings)
-        self._mines = settings.labeled_loss == "ohem"
+        self._labeled_counts_are_known = not settings.labeled_loss == "ohem"
 
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""

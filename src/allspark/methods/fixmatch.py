@@ -61,8 +61,8 @@ class FixMatch(Method):
             "labeled": 0.5 * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": 0.5 * masked_cross_entropy(logits_u, labels, sure, valid),
         }
-        kept = labels.where(sure & valid, IGNORE)
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=kept)
+        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
         return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
 
     def after_step(self, progress: Progress) -> None:

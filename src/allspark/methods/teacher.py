@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from allspark.batch import Progress
 from allspark.kernels.logits import Logits
+from allspark.models.allspark import SemanticMemory
 from allspark.models.segmenter import Segmenter
 
 
@@ -23,7 +24,7 @@ class Teacher(nn.Module):
         decay: m of ``teacher = m * teacher + (1 - m) * student`` after each update; in the beginning
             1 - 1 / (step + 1), where that is smaller, so that the first update copies.
         buffers: what happens to floating-point buffers (statistics of batch norm): ``copy`` or ``average``. Whole
-            numbers are always copied.
+            numbers and the semantic memory are always copied.
     """
 
     def __init__(self, student: Segmenter, decay: float, buffers: Literal["copy", "average"] = "copy") -> None:
@@ -46,8 +47,10 @@ class Teacher(nn.Module):
         decay = min(1 - 1 / (progress.step + 1), self.decay)
         average = get_ema_multi_avg_fn(decay)
         own, theirs = list(self.network.parameters()), list(student.parameters())
+        memories = [part for part in self.network.modules() if isinstance(part, SemanticMemory)]
+        remembered = {id(buffer) for memory in memories for buffer in memory.buffers()}  # no average of channels
         for mine, new in zip(self.network.buffers(), student.buffers(), strict=True):
-            if self.average_buffers and mine.is_floating_point():
+            if self.average_buffers and mine.is_floating_point() and id(mine) not in remembered:
                 own.append(mine)  # type: ignore[arg-type]
                 theirs.append(new)  # type: ignore[arg-type]
             else:

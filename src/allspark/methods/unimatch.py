@@ -66,8 +66,8 @@ class UniMatch(Method):
             target, keep = mix(labels, partner_labels, box), mix(sure, partner_confidence >= self.confidence, box)
             over = mix(valid, valid_pixels(partner), box)
             terms[f"strong{number}"] = 0.125 * masked_cross_entropy(logits, target, keep, over)
-        kept = labels.where(sure & valid, IGNORE)
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=kept)
+        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
         return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:

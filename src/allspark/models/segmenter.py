@@ -119,7 +119,7 @@ class Segmenter(nn.Module):
         """Build the network from a published AllSpark checkpoint's tensors; all sizes are inferred.
 
         Args:
-            state: ``backbone.*``, ``decoder.allspark.*``, ``decoder.decoder.*`` (see ``weights.read_foreign``).
+            state: ``backbone.*``, ``decoder.allspark.*``, ``decoder.decoder.*`` (see ``published.read_foreign``).
             dropout: of bottleneck and head.
             drop_path: stochastic depth of the encoder.
 

@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
     """Let this process keep memory that it has freed, to use it again.
 
     glibc gives large buffers back to the kernel, so that each tensor is mapped, zeroed and given back page by page: a
-    quarter of a training step (docs/performance.md). Nothing happens without glibc, or where the environment says
+    quarter of a training step (benchmarks/NOTES.md). Nothing happens without glibc, or where the environment says
     something about this.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
@@ -37,7 +37,7 @@ def restart_without_caches() -> None:
 
     Tensors are aligned, which leaves a small piece beside each. The lists (thread caches and fast bins) keep it or hand
     it to a small object, and the gaps around it can no longer be joined: a quarter more memory in training
-    (docs/performance.md). The caches can only be turned off at a start. Nothing happens without glibc, or where the
+    (benchmarks/NOTES.md). The caches can only be turned off at a start. Nothing happens without glibc, or where the
     environment says something about either.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")

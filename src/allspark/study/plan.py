@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from allspark.config.fields import Section
 from allspark.config.files import apply_overrides, load_config, load_recipe, read_text
 from allspark.config.methods import METHOD_CONFIGS
+from allspark.config.plugins import load_entry_points
 from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
@@ -129,6 +130,7 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
 def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path, extra: Sequence[str]) -> Config:
     method, partition, seed = which
     changes = dict(study.methods[method])
+    load_entry_points()
     if method in METHOD_CONFIGS:
         changes = {"method.name": method, **changes}
     if "method.name" not in changes:

@@ -68,6 +68,7 @@ def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bo
 
 def layout_of(root: Path) -> str:
     """Name the data set whose layout a folder has, by its marks; ``folder`` if it has none."""
+    load_entry_points()
     found = (name for name, data_set in DATA_SETS.items() if any((root / mark).exists() for mark in data_set.marks))
     return next(found, "folder")
 
