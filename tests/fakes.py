@@ -185,4 +185,4 @@ ENCODERS = {
 
 
 def tiny(name, **kwargs):
-    return ModelConfig(encoder=name, encoder_config=ENCODERS[name], pretrained="none", **kwargs)
+    return ModelConfig(encoder=name, encoder_config=ENCODERS[name], pretrained="none", bottleneck="none", **kwargs)

@@ -145,7 +145,10 @@ def test_an_installed_package_needs_no_option(plugin, tiny_folder, tmp_path, mon
             "import allspark\nallspark.add_method(allspark.METHODS['cps'])\n",
             ", line 2: there is a method 'cps' already",
         ),
-        ("import allspark\nallspark.add_encoder('mit-b0', lambda config, load: None)\n", ", line 2: there is an encoder 'mit-b0' already"),
+        (
+            "import allspark\nallspark.add_encoder('mit-b0', lambda config, load: None)\n",
+            ", line 2: there is an encoder 'mit-b0' already",
+        ),
         (
             "import allspark\nallspark.add_data_set('voc', None)\n",
             ", line 2: the name voc is taken by another data set",

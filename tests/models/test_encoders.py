@@ -57,7 +57,9 @@ def test_presets_are_segformer_sizes():
 @pytest.mark.parametrize(("name", "width"), [("mit-b0", 256), ("mit-b2", 768)])
 def test_head_grows_with_the_encoder(name, width):
     with torch.device("meta"):
-        network = build_segmenter(ModelConfig(encoder=name, pretrained="none"), 3, (64, 64), load_weights=False)
+        network = build_segmenter(
+            ModelConfig(encoder=name, pretrained="none", bottleneck="none"), 3, (64, 64), load_weights=False
+        )
     assert network.decoder.classifier.in_channels == width
 
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values cannot be changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 def _off(value: Any) -> Any:

@@ -61,7 +61,15 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
     """
 
     def __init__(
-        self, source: Source, data: DataConfig, cuts: ViewConfig, wanted: Views, *, seed: int, rank: int, world: int
+        self,
+        source: Source,
+        data: DataConfig,
+        cuts: ViewConfig,
+        wanted: Views,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if wanted.labeled is not None and not source.labeled:
             raise DataError(

@@ -40,6 +40,7 @@ def result_of(
     return {
         "method": config.method.name,
         "encoder": config.model.encoder,
+        "bottleneck": config.model.bottleneck,
         "seed": config.seed,
         "initial_weights": state.initial,
         "data": config.data.source,

@@ -47,7 +47,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.segmenter = build()
         self.labeled_loss = labeled_loss(settings)
-        self._labeled_counts_are_known = not settings.labeled_loss == "ohem"
+        self._mining = settings.labeled_loss == "ohem"  # its count is known after the pass only
 
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""
@@ -75,7 +75,7 @@ class Method(nn.Module, ABC):
         is not here (hard pixels, confident pixels only) is a mean over each micro-batch, and these are averaged.
         """
         known = {}
-        if batch.labeled is not None and not self._mines:
+        if batch.labeled is not None and not self._mining:
             known["labeled"] = (batch.labeled.mask != IGNORE).sum()
         if batch.unlabeled is not None:
             known["unlabeled"] = valid_pixels(batch.unlabeled).sum()

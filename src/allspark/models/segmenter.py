@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allspark.config.schema import ModelConfig
-from allspark.errors import CheckpointError
+from allspark.errors import CheckpointError, ConfigError
 from allspark.kernels.logits import Logits, Size
 from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import DeepLabV3Plus, SegformerHead
@@ -56,6 +56,8 @@ class Features:
 
 class Segmenter(nn.Module):
     """Labels every pixel.
+
+    Training calls ``logits`` or the parts, inference the network itself: hooks belong on encoder and decoder.
 
     Args:
         encoder: feature maps of the image.
@@ -138,7 +140,7 @@ def build_segmenter(
     """Build the network that a configuration names, in training mode.
 
     Args:
-        config: the network.
+        config: the network, with its bottleneck written out (:func:`allspark.config.resolve.network_config`).
         num_classes: k.
         crop: height and width of training crops, whose token grid the bottleneck's memory has [pixels].
         load_weights: False leaves out the encoder's pretrained weights, for a checkpoint that follows.
@@ -147,6 +149,8 @@ def build_segmenter(
         ConfigError: the configuration does not fit the encoder.
         CheckpointError: the encoder's weights cannot be had.
     """
+    if config.bottleneck is None:
+        raise ConfigError("model.bottleneck is open: network_config(config) says what the method makes of it")
     encoder = build_encoder(config, load_weights)
     decoder = _build_decoder(config, encoder, num_classes)
     bottleneck = None  # drawn last, so that one seed gives all methods the same encoder and decoder

@@ -36,7 +36,7 @@ def restart_without_caches() -> None:
     """Start the running program again, in this process, without glibc's lists of small pieces; once.
 
     Tensors are aligned, which leaves a small piece beside each. The lists (thread caches and fast bins) keep it or hand
-    it to a small object, and the gaps around it can no longer be joined: a quarter more memory in training
+    it to a small object, and the gaps around it can no longer be joined: an eighth of the memory in training
     (benchmarks/NOTES.md). The caches can only be turned off at a start. Nothing happens without glibc, or where the
     environment says something about either.
     """

@@ -14,6 +14,7 @@ from allspark.config.fields import Section
 from allspark.config.files import apply_overrides, load_config, load_recipe, read_text
 from allspark.config.methods import METHOD_CONFIGS
 from allspark.config.plugins import load_entry_points
+from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
@@ -139,7 +140,10 @@ def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path,
     _allow(study.partitions[partition], _PARTITION_MAY_CHANGE, f"{file}: partitions.{partition}", "its lists")
     own = {**study.partitions[partition], **changes}
     try:
-        return apply_overrides(base, [*_overrides(study.set, seed), *extra, *_overrides(own, seed), f"seed={seed}"])
+        changed = [*_overrides(study.set, seed), *extra, *_overrides(own, seed), f"seed={seed}"]
+        config = apply_overrides(base, changed)
+        network_config(config)  # now rather than after the first runs
+        return config
     except ConfigError as error:
         reason = str(error).removeprefix("--set ").removeprefix(": ")
         raise ConfigError(f"{file}: {method}, {partition}: {reason}") from error
