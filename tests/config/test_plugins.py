@@ -97,6 +97,7 @@ def test_a_file_brings_a_method_an_encoder_and_a_data_set(plugin, tiny_folder, t
         assert "no method 'half'" in done.stderr and "--plugin FILE" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_study_hands_plug_ins_on_to_its_runs(plugin, tiny_folder, tmp_path):
     values = dict(change.split("=", 1) for change in [*TINY, *CHANGES[:3], "train.epochs=1"])
     del values["model.encoder_config.hidden_sizes"]
@@ -110,6 +111,7 @@ def test_a_study_hands_plug_ins_on_to_its_runs(plugin, tiny_folder, tmp_path):
     assert done.returncode == 0 and "| half |" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_installed_package_needs_no_option(plugin, tiny_folder, tmp_path, monkeypatch):
     """An entry point names the module; it is imported when a name is not known otherwise."""
     site = tmp_path / "site"

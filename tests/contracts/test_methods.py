@@ -178,6 +178,7 @@ def test_what_is_derived_from_weights_follows_those_that_come_later(method):
         assert torch.equal(tensor, method.networks()[0].state_dict()[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("decoder", ["segformer", "deeplabv3plus"])

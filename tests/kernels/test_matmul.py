@@ -13,7 +13,7 @@ def library(request, monkeypatch):
     """Each of the two libraries, whatever the processor."""
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "mkl_is_held_back", lambda: request.param)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param)
 
 
 def close(found, expected):
@@ -46,7 +46,7 @@ def test_linear_equals_double_precision(library, shape, width, bias):
 def test_a_gradient_of_a_gradient_is_refused_not_wrong(library):
     layer, x = products.Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     grad = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)[0]
-    if products.mkl_is_held_back():
+    if products.onednn_is_faster():
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.sum().backward()
     else:
@@ -84,7 +84,7 @@ def test_oneDNN_gets_no_gaps(library, monkeypatch):
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorded)
     close(products.product(a, b), a.double() @ b.double().mT)
-    assert len(given) == 2 * products.mkl_is_held_back()
+    assert len(given) == 2 * products.onednn_is_faster()
     assert all(x.is_contiguous() or x.mT.is_contiguous() for x in given)
 
 

@@ -61,7 +61,9 @@ def test_one_image_can_be_learned_from():
 
 def test_the_baseline_has_the_published_shape():
     """ResNet-101 with DeepLabV3+ at output stride 16: 59.3 million parameters in the usual configuration."""
-    model = ModelConfig(encoder="resnet-101", decoder="deeplabv3plus", output_stride=16, pretrained="none")
+    model = ModelConfig(
+        bottleneck="none", encoder="resnet-101", decoder="deeplabv3plus", output_stride=16, pretrained="none"
+    )
     with torch.device("meta"):
         network = build_segmenter(model, 21, (64, 64), load_weights=False)
         logits = network(torch.zeros(2, 3, 513, 513))

@@ -92,8 +92,8 @@ class ModelConfig(Section):
     drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
     activation_checkpointing: bool = free(
         False,
-        description="compute the encoder's blocks again in backward instead of keeping what is in them: the same, much "
-        "less memory, slower",
+        description="compute the encoder's blocks again in backward instead of keeping what is in them: the result "
+        "is the same, with much less memory and more time",
     )
     decoder: Literal["segformer", "deeplabv3plus"] = Field(
         "segformer", description="from feature maps to logits: SegFormer's all-MLP head, or DeepLabV3+"
@@ -170,7 +170,7 @@ class TrainConfig(Section):
     eval_every: Positive = free(1, description="epochs between two validations [epochs]")
     checkpoint_every: Positive = free(500, description="steps between checkpoints, beside each epoch's end [steps]")
     keep_every: Positive | None = free(
-        None, description="steps between checkpoints that stay, beside last and best [steps]; null: none stays"
+        None, description="steps between checkpoints that are never replaced [steps]; null: only last and best are kept"
     )
     on_nan: Literal["stop", "skip"] = free(
         "stop",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from allspark.config.schema import Config
+from allspark.config.schema import Config, DataConfig
 from allspark.data.check import check
 from allspark.data.partitions import partition_of
 from allspark.data.sets import open_source
@@ -24,23 +24,23 @@ from allspark.methods.base import Method
 from allspark.models.segmenter import Segmenter
 
 
-def open_checked(config: Config, note: Note) -> Source:
+def open_checked(data: DataConfig, note: Note) -> Source:
     """Open the data set, and stop before training on data that cannot be right.
 
     Raises:
         DataError: what is wrong with it, the worst kind first.
     """
-    source = open_source(config.data)
+    source = open_source(data)
     report = check(
         source,
-        crop=config.data.crop,
-        max_pixels=config.data.max_pixels,
-        workers=min(config.data.workers, os.cpu_count() or 1),
+        crop=data.crop,
+        max_pixels=data.max_pixels,
+        workers=min(data.workers, os.cpu_count() or 1),
         fast=True,
     )
     errors = [finding for finding in report.findings if finding.level == "error"]
     # A run that is told to skip unreadable images learns from the others.
-    if config.data.on_bad_image == "skip":
+    if data.on_bad_image == "skip":
         errors = [finding for finding in errors if finding.kind != "unreadable"]
     if errors:
         more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""

@@ -1,4 +1,4 @@
-"""What a finished run came to: result.json, one small file that tables are made of."""
+"""The result of a finished run: result.json, one small file that tables are made of."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             config = resolve(config, world, sink.note)
         else:
             config = resolve_again(config, checkpoint, folder.last, world, sink.note)
-        source = open_checked(config, sink.note)
+        source = open_checked(config.data, sink.note)
         method, state = build_method_of(config, source, checkpoint, folder.last, sink.note)
         stream = TrainStream(
             source,

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 
 @cache
-def mkl_is_held_back() -> bool:
+def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than MKL on this machine."""
     info = Path("/proc/cpuinfo")
     processor = info.read_text() if info.exists() else platform.processor()
@@ -101,7 +101,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.dim() > 1
         and x.numel() > 0
         and not torch.compiler.is_compiling()  # its own products are not to be mixed with oneDNN's unpacked ones
-        and mkl_is_held_back()
+        and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -15,7 +15,7 @@ from allspark.errors import UserError
 from allspark.runtime.collectives import all_gather_object, control_group, rank, world_size
 
 CONTINUE, FAILED = 0, 1000
-"""Verdicts of :func:`agree`; between them lie exit statuses of a stop (130, 143)."""
+"""Verdicts of :func:`agree_on`; between them lie exit statuses of a stop (130, 143)."""
 
 
 class ElsewhereError(UserError):
@@ -42,7 +42,7 @@ def leave_group() -> None:
 def leave_and_exit(status: int) -> NoReturn:
     """Part from the other processes and end this one at once.
 
-    A thread of gloo's can abort a process while Python takes its modules apart, which this leaves out.
+    One of gloo's threads can abort a process while Python takes its modules apart; this exit does not take them apart.
     """
     leave_group()
     sys.stdout.flush()

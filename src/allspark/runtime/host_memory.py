@@ -1,4 +1,4 @@
-"""Memory of the CPU: how the C library (glibc) hands it out. For programs, not for libraries: it is the process's."""
+"""How the C library (glibc) hands out memory. Programs may set it; libraries must not."""
 
 from __future__ import annotations
 

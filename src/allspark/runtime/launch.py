@@ -86,7 +86,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
                 failed = _wait(running)
         finally:
             _end(running)
-            words = [_last_words(file) for file in said]
+            words = [_last_line(file) for file in said]
     # Process 0 has shown what it had to say.
     for number, status in failed.items():
         if number and words[number]:
@@ -137,7 +137,7 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
                 continue
 
 
-def _last_words(file: IO[bytes]) -> str:
+def _last_line(file: IO[bytes]) -> str:
     file.seek(0)
     lines = file.read().decode("utf-8", "replace").strip().splitlines()
     file.close()
