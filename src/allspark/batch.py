@@ -55,11 +55,6 @@ class Views:
         if self.strong < 0:
             raise ValueError(f"{self}: strong counts views, expected 0 or more")
 
-    @property
-    def draws(self) -> int:
-        """How often unlabelled images are drawn for a step: 0, 1, or 2 with partners."""
-        return self.unlabeled + self.partner
-
 
 @dataclass(frozen=True)
 class _Movable:

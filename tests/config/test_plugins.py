@@ -13,6 +13,7 @@ from allspark.engine.run import open_run
 from allspark.engine.sinks import read_log
 from allspark.errors import ConfigError
 from tests.conftest import TINY
+from tests.helpers import link_to
 
 PLUGIN = '''
 """A method, an encoder and a data set of one's own."""
@@ -187,3 +188,59 @@ def test_a_checkpoint_never_loads_a_plug_in(plugin, tiny_folder, tmp_path):
     assert run(*common, *options([*TINY, "method.name=half", "train.epochs=0.5"])).returncode == 0
     with pytest.raises(ValueError, match="no method 'half'"):
         open_run(tmp_path / "run")
+
+
+PRETRAINING = '''
+from typing import Literal
+
+import torch
+
+import allspark
+
+
+class Settings(allspark.MethodConfig):
+    """No labels."""
+
+    name: Literal["agree"] = "agree"
+
+
+@allspark.add_method
+class Agree(allspark.Method):
+    """Two strong views of a crop have to have the same features; a projection of the method's own learns too."""
+
+    settings = Settings
+    views = allspark.Views(labeled=None, strong=2)
+
+    def __init__(self, settings, build):
+        super().__init__(settings, build)
+        self.project = torch.nn.Conv2d(self.segmenter.encoder.channels[-1], 4, 1)
+
+    def forward(self, batch, progress):
+        assert batch.labeled is None
+        one, other = (self.project(self.segmenter.encode(view).maps[-1]) for view in batch.unlabeled.strong)
+        distance = (one - other.detach()).square()
+        return allspark.StepOutput({"agree": allspark.Term(distance.sum(), torch.tensor(distance.numel()))})
+
+    def counts(self, batch):
+        return {}
+'''
+
+
+def test_a_method_without_labels_needs_none(tiny_folder, tmp_path):
+    """Pretraining on a folder of images; the network is then what another run begins with."""
+    path = tmp_path / "agree.py"
+    path.write_text(PRETRAINING)
+    data = link_to(tiny_folder, tmp_path / "data")
+    (data / "masks").unlink()
+    for name in ("train.txt", "val.txt"):
+        (data / name).unlink()
+    common = ["train", "--plugin", path, "--recipe", "folder", "--data", data, "--out", tmp_path / "run"]
+    done = run(*common, *options([*TINY, "method.name=agree", "optim.name=adamw"]))
+    assert done.returncode == 0, done.stderr
+    assert "0 labelled, 13 unlabelled, 0 validation images" in done.stderr
+    rows = [row for row in read_log(tmp_path / "run") if "loss" in row]
+    assert len(rows) == 4 and rows[0]["loss"] == rows[0]["loss_agree"] > 0
+    begun = ["train", "--recipe", "folder", "--data", tiny_folder, "--out", tmp_path / "second"]
+    begun += options([*TINY, "method.name=supervised", f"train.begin_with={tmp_path / 'run'}"])
+    done = run(*begun)
+    assert done.returncode == 0 and "begins with the weights of" in done.stderr, done.stderr

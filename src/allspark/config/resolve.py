@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from allspark.batch import Views
 from allspark.config.methods import joint_methods
 from allspark.config.schema import Config, DataConfig, ModelConfig, OptimConfig
 from allspark.errors import ConfigError
@@ -28,16 +29,18 @@ def network_config(config: Config) -> ModelConfig:
     return config.model.model_copy(update={"bottleneck": bottleneck})
 
 
-def images_per_update(data: DataConfig, accumulate: int, world: int, *, draws: int = 1) -> int:
+def images_per_update(data: DataConfig, accumulate: int, world: int, views: Views) -> int:
     """Crops of one weight update, of all micro-batches and processes.
 
     Args:
         data: batch sizes.
         accumulate: micro-batches an update.
         world: number of processes.
-        draws: how often unlabelled crops are drawn: 0 by methods that learn from labels alone, 2 with partners.
+        views: what the method asks for.
     """
-    return (data.batch_labeled + data.batch_unlabeled * draws) * accumulate * world
+    labeled = data.batch_labeled if views.labeled is not None else 0
+    unlabeled = data.batch_unlabeled * (views.unlabeled + views.partner)
+    return (labeled + unlabeled) * accumulate * world
 
 
 def scaled_lr(optim: OptimConfig, images: int) -> OptimConfig:

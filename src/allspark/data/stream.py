@@ -122,7 +122,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         strong = self._images(draws, count)
         for i, position in enumerate(self._positions(micro_step, count)):
             sample, image, _, key = self._read(role, position, skipped)
-            rngs = [self._rng(*key, 1 + v) for v in range(max(draws, 1))]
+            rngs = [self._rng(*key, 1 + v) for v in range(max(draws, self._wanted.boxes is not None))]
             view, inside, others = unlabeled_views(image, self._data.crop, self._cuts, self._rng(*key), rngs[:draws])
             normalize(view, out=weak[i])
             for v, other in enumerate(others):

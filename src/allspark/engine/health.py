@@ -105,7 +105,7 @@ def lost_classes(pixels: Mapping[str, Sequence[int]]) -> list[int]:
     Args:
         pixels: ``labeled`` and ``pseudo``, pixels of each class, (k,).
     """
-    if "pseudo" not in pixels or not sum(pixels["pseudo"]) or not sum(pixels["labeled"]):
+    if not {"labeled", "pseudo"} <= pixels.keys() or not sum(pixels["pseudo"]) or not sum(pixels["labeled"]):
         return []
     labeled, pseudo = shares(pixels["labeled"]), shares(pixels["pseudo"])
     lost = np.flatnonzero((labeled > 0) & (pseudo < _LOST * labeled))

@@ -23,7 +23,7 @@ from allspark.errors import CheckpointError, UserError
 from allspark.inference.predictor import out_of_memory
 from allspark.kernels.batch_norm import synchronise_norms
 from allspark.methods.base import Method
-from allspark.models.encoders import freeze_unused
+from allspark.models.encoders import Encoder, freeze_unused
 from allspark.models.segmenter import Segmenter
 from allspark.runtime.agreement import CONTINUE, FAILED, agree_on
 from allspark.runtime.collectives import all_gather_object, all_reduce, world_size
@@ -77,7 +77,7 @@ class Learner:
                 network.compile_parts()  # teachers too
         if how.shard and several:
             method.to(accelerator.device)
-            shard(_parts(method), accelerator.device)
+            shard(_parts(method), accelerator.device, by_block=Encoder)
             self.optimizer = accelerator.prepare(build_optimizer(method, optim))
             self._wrapped = _in_precision(method, accelerator)
         else:
@@ -126,7 +126,8 @@ class Learner:
                 self.optimizer.zero_grad(set_to_none=True)
         if not updated:
             return []
-        self.method.after_step(progress)
+        if not self._accelerator.optimizer_step_was_skipped:  # fp16's scale of the loss was too large
+            self.method.after_step(progress)
         return scalars
 
     def _on_device(self, batch: TrainBatch) -> TrainBatch:

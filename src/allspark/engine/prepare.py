@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from allspark.batch import Views
 from allspark.config.schema import Config, DataConfig
 from allspark.data.check import check
 from allspark.data.partitions import partition_of
@@ -24,13 +25,18 @@ from allspark.methods.base import Method
 from allspark.models.segmenter import Segmenter
 
 
-def open_checked(data: DataConfig, note: Note) -> Source:
+def open_checked(data: DataConfig, views: Views, note: Note) -> Source:
     """Open the data set, and stop before training on data that cannot be right.
+
+    Args:
+        data: where the images are and how they are read.
+        views: what the method asks for by default; one that wants no labels needs no labelled image.
+        note: called with lines that the user should know.
 
     Raises:
         DataError: what is wrong with it, the worst kind first.
     """
-    source = open_source(data)
+    source = open_source(data, require_labels=views.labeled is not None)
     report = check(
         source,
         crop=data.crop,
@@ -38,10 +44,10 @@ def open_checked(data: DataConfig, note: Note) -> Source:
         workers=min(data.workers, os.cpu_count() or 1),
         fast=True,
     )
-    errors = [finding for finding in report.findings if finding.level == "error"]
-    # A run that is told to skip unreadable images learns from the others.
-    if data.on_bad_image == "skip":
-        errors = [finding for finding in errors if finding.kind != "unreadable"]
+    # A run that is told to skip unreadable images learns from the others, and some need no labels.
+    passed_over = {"unreadable"} if data.on_bad_image == "skip" else set()
+    passed_over |= {"no-labeled"} if views.labeled is None else set()
+    errors = [finding for finding in report.findings if finding.level == "error" and finding.kind not in passed_over]
     if errors:
         more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""
         raise DataError(f"{errors[0].message}{more}; run `allspark check {source.root}` for all of them")

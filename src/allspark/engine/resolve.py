@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from allspark.batch import Views
 from allspark.config.fields import is_free
 from allspark.config.files import apply_overrides, differences
 from allspark.config.keys import keys
@@ -39,7 +40,7 @@ def resolve(config: Config, world: int, note: Note) -> Config:
         raise ConfigError("train.shard does not go with train.compile; set one of them to false")
     if root is None:
         raise ConfigError("data.root is not set: say where the images are with --data DIR")
-    images = images_per_update(config.data, config.optim.accumulate, world)
+    images = images_per_update(config.data, config.optim.accumulate, world, Views())
     optim = scaled_lr(config.optim, images)
     if optim.lr != config.optim.lr:
         note(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from allspark.batch import Views
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config
 from allspark.data.partitions import partition_of
@@ -23,7 +24,7 @@ from allspark.runtime.version import VERSION
 
 
 def result_of(
-    config: Config, source: Source, state: RunState, device: torch.device, processes: int, *, draws: int
+    config: Config, source: Source, state: RunState, device: torch.device, processes: int, views: Views
 ) -> dict[str, Any]:
     """What RUN/result.json holds: scores from 0 to 1, times in seconds, memory in bytes.
 
@@ -33,9 +34,9 @@ def result_of(
         state: where it ended.
         device: where it computed.
         processes: how many did.
-        draws: how often the method draws unlabelled images in a step.
+        views: what the method asks for.
     """
-    images = images_per_update(config.data, config.optim.accumulate, processes, draws=draws)
+    images = images_per_update(config.data, config.optim.accumulate, processes, views)
     partition = partition_of(config.data.source, source)
     return {
         "method": config.method.name,

@@ -29,6 +29,7 @@ from allspark.engine.run_folder import RunFolder, fingerprints, require_same_ima
 from allspark.engine.sinks import FileLog, Sink, Sinks, TensorBoard
 from allspark.engine.validation import Validator
 from allspark.errors import DataError, UserError
+from allspark.methods import METHODS
 from allspark.runtime.agreement import (
     CONTINUE,
     FAILED,
@@ -81,7 +82,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             config = resolve(config, world, sink.note)
         else:
             config = resolve_again(config, checkpoint, folder.last, world, sink.note)
-        source = open_checked(config.data, sink.note)
+        source = open_checked(config.data, METHODS[config.method.name].views, sink.note)
         method, state = build_method_of(config, source, checkpoint, folder.last, sink.note)
         stream = TrainStream(
             source,
@@ -95,7 +96,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
     epoch = config.train.steps_per_epoch or steps_per_epoch(source, config.data, config.optim.accumulate, world)
     total = max(1, math.ceil(config.train.epochs * epoch))
     learner = Learner(method, config.optim, config.train, accelerator, total)
-    images = images_per_update(config.data, 1, 1, draws=method.views.draws)
+    images = images_per_update(config.data, 1, 1, method.views)
     recorder = Recorder(state, sink, images, epoch)
     validator = Validator(source, config.data, config.eval, config.train.health_images, sink.note)
     with fail_together():
@@ -128,7 +129,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             training.run(batches, accumulate)
         with fail_together():
             if accelerator.is_main_process:
-                folder.write_result(result_of(config, source, state, device, world, draws=method.views.draws))
+                folder.write_result(result_of(config, source, state, device, world, method.views))
     return TrainResult(folder.path, state.step, state.best, state.last)
 
 
@@ -229,13 +230,14 @@ class _Training:
 
     def _validate(self) -> None:
         """Score the network, keep it if it is the best so far, and see whether training is well."""
-        method, device, state = self.learner.method, self.accelerator.device, self.recorder.state
+        method, state = self.learner.method, self.recorder.state
         row = self.recorder.head()
+        predictor = self.validator.predictor(method, self.accelerator.device)
         with unsharded(method.deployed):
-            row |= self.validator.score(method, device, state)
+            row |= self.validator.score(predictor, state)
             with fail_together():
                 if self.accelerator.is_main_process:
-                    row |= self.validator.health(method, device, state, state.step / self.learner.total_steps)
+                    row |= self.validator.health(predictor, method, state, state.step / self.learner.total_steps)
         content = {}
         if row.get("best"):
             content = {name: full_tensor(tensor) for name, tensor in model_tensors(method.deployed).items()}

@@ -43,7 +43,11 @@ class Validator:
         self._note = note
         self._watched: NDArray[np.uint8] | None = None  # pseudo-labels of the watched images
 
-    def score(self, method: Method, device: torch.device, state: RunState) -> dict[str, Any]:
+    def predictor(self, method: Method, device: torch.device) -> Predictor:
+        """What predicts with the deployed network; made before ``unsharded``, since to move a network divides it again."""
+        return Predictor(method.deployed, self._how, device)
+
+    def score(self, predictor: Predictor, state: RunState) -> dict[str, Any]:
         """Score the validation images, all processes together.
 
         Returns:
@@ -55,7 +59,7 @@ class Validator:
         if not self._source.val:
             return {}
         scores = evaluate(
-            Predictor(method.deployed, self._how, device),
+            predictor,
             self._source.val,
             self._source,
             workers=self._data.workers,
@@ -71,12 +75,12 @@ class Validator:
     def _skipped(self, error: DataError) -> None:
         self._note(f"skipped: {error}")
 
-    def health(self, method: Method, device: torch.device, state: RunState, progress: float) -> dict[str, Any]:
+    def health(self, predictor: Predictor, method: Method, state: RunState, progress: float) -> dict[str, Any]:
         """See whether training is well; one process does.
 
         Args:
+            predictor: of the deployed network.
             method: as it is now.
-            device: where to compute.
             state: what it says of targets since the last validation is taken from it.
             progress: share of the training that is done, 0 to 1.
 
@@ -86,7 +90,7 @@ class Validator:
         classes, found = self._source.classes, dict[str, Any]()
         if self._watch:
             seen = health.probe(
-                Predictor(method.deployed, self._how, device),
+                predictor,
                 self._source,
                 self._watch,
                 self._watched,

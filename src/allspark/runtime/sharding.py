@@ -18,16 +18,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from allspark.runtime.collectives import world_size
 
 
-def shard(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Divide the weights of modules among all processes, in place; each module as one, but lists of blocks by block.
+def shard(modules: Iterable[nn.Module], device: torch.device, by_block: type[nn.Module]) -> None:
+    """Divide the weights of modules among all processes, in place.
 
     Args:
         modules: none is part of another. Only what goes through a module's ``forward`` finds its weights whole.
         device: where they are.
+        by_block: modules of this class are divided block by block, as their lists of modules hold them; others as one.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     for module in modules:
-        for blocks in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
+        lists = module.modules() if isinstance(module, by_block) else ()
+        for blocks in [part for part in lists if isinstance(part, nn.ModuleList)]:
             for block in blocks:
                 if not any(isinstance(part, nn.ModuleList) for part in block.modules()):
                     fully_shard(block, mesh=mesh)
