@@ -326,3 +326,12 @@ def test_divided_weights_train_as_whole_ones(scenes, tmp_path, encoder):
         done = run([sys.executable, "-m", "allspark.cli.app", *resume, f"train.shard={shard}"])
         assert "4 steps" in done.stdout
         assert_same_training(tmp_path / "one", tmp_path / "divided", tolerance)
+
+
+@pytest.mark.slow
+def test_a_teacher_follows_divided_weights(scenes, tmp_path):
+    """Two processes with whole weights and with divided ones, AdamW, the bottleneck; the teacher is what is scored."""
+    method = ["method.name=fixmatch", "method.confidence=0.3", *BOTTLENECK, "optim.name=adamw", *ADAM]
+    for shard in ("false", "true"):
+        run(command(scenes, tmp_path / shard, 2, *batches(2), *method, f"train.shard={shard}"))
+    assert_same_training(tmp_path / "false", tmp_path / "true", tolerance=1e-6)

@@ -27,7 +27,7 @@ from allspark.models.encoders import Encoder, freeze_unused
 from allspark.models.segmenter import Segmenter
 from allspark.runtime.agreement import CONTINUE, FAILED, agree_on
 from allspark.runtime.collectives import all_gather_object, all_reduce, world_size
-from allspark.runtime.sharding import distribute_like, full_tensor, shard
+from allspark.runtime.sharding import distribute_like, full_tensor, reshard, shard
 
 _OPTIMIZER = "optim."
 _EARLIER = ("momentum.", "momentum_buffer.")  # version 0.1's name of SGD's only state
@@ -127,6 +127,7 @@ class Learner:
         if not updated:
             return []
         if not self._accelerator.optimizer_step_was_skipped:  # fp16's scale of the loss was too large
+            reshard(self.method)
             self.method.after_step(progress)
         return scalars
 

@@ -44,7 +44,7 @@ class Validator:
         self._watched: NDArray[np.uint8] | None = None  # pseudo-labels of the watched images
 
     def predictor(self, method: Method, device: torch.device) -> Predictor:
-        """What predicts with the deployed network; made before ``unsharded``, since to move a network divides it again."""
+        """What predicts with the deployed network. Make it before ``unsharded``: to move a network divides it."""
         return Predictor(method.deployed, self._how, device)
 
     def score(self, predictor: Predictor, state: RunState) -> dict[str, Any]:

@@ -46,16 +46,17 @@ class Teacher(nn.Module):
         """Follow a weight update of the student."""
         decay = min(1 - 1 / (progress.step + 1), self.decay)
         average = get_ema_multi_avg_fn(decay)
-        own, theirs = list(self.network.parameters()), list(student.parameters())
+        average(list(self.network.parameters()), list(student.parameters()), 0)
         memories = [part for part in self.network.modules() if isinstance(part, SemanticMemory)]
         remembered = {id(buffer) for memory in memories for buffer in memory.buffers()}  # no average of channels
+        averaged: list[tuple[Tensor, Tensor]] = []
         for mine, new in zip(self.network.buffers(), student.buffers(), strict=True):
             if self.average_buffers and mine.is_floating_point() and id(mine) not in remembered:
-                own.append(mine)  # type: ignore[arg-type]
-                theirs.append(new)  # type: ignore[arg-type]
+                averaged.append((mine, new))
             else:
                 mine.copy_(new)
-        average(own, theirs, 0)
+        if averaged:  # apart from the weights, which may be divided among processes
+            average(*map(list, zip(*averaged, strict=True)), 0)
 
     def logits(self, image: Float[Tensor, "b 3 H W"]) -> Logits:
         """What the teacher says of images: eval mode, no gradient."""

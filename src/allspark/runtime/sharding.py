@@ -36,6 +36,13 @@ def shard(modules: Iterable[nn.Module], device: torch.device, by_block: type[nn.
         fully_shard(module, mesh=mesh)
 
 
+def reshard(module: nn.Module) -> None:
+    """Divide again what passes without gradient have put together, so that all parts of a module are as one another."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, a divided one on the CPU; every process has to ask for it at the same time."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
