@@ -1,3 +1,3 @@
 """The version of this package; also where it runs from its sources, without being installed."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
