@@ -12,7 +12,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from allspark.config.fields import Section
-from allspark.config.methods import method_config
+from allspark.config.methods import METHOD_CONFIGS, method_config
 from allspark.config.schema import Config
 from allspark.config.yaml import flow
 from allspark.errors import ConfigError
@@ -113,6 +113,11 @@ def unknown(key: str, method: str) -> str:
     if key in MOVED:
         return f"unknown key {key}: it is {MOVED[key]} now"
     section, _, leaf = key.rpartition(".")
+    owners = [
+        name for name, settings in METHOD_CONFIGS.items() if section == "method" and leaf in settings.model_fields
+    ]
+    if owners:
+        return f"{key}: a setting of method {' or '.join(owners)}, not of {method}"
     known = keys(method)
 
     def likeness(name: str) -> float:
