@@ -121,10 +121,12 @@ class TrainBatch(_Movable):
 
     def with_images(self, dtype: torch.dtype) -> TrainBatch:
         """Return the batch with its images in another floating-point type."""
-        labeled, unlabeled, partner = (
-            None if part is None else part.with_images(dtype) for part in (self.labeled, self.unlabeled, self.partner)
+        return replace(
+            self,
+            labeled=self.labeled and self.labeled.with_images(dtype),
+            unlabeled=self.unlabeled and self.unlabeled.with_images(dtype),
+            partner=self.partner and self.partner.with_images(dtype),
         )
-        return TrainBatch(labeled, unlabeled, self.skipped, partner)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, Views
+from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
 from allspark.kernels.logits import Logits
@@ -43,10 +43,9 @@ class FixMatch(Method):
         assert labeled is not None
         assert unlabeled is not None
         assert unlabeled.strong is not None
-        where = self._boxes(batch)  # (u, H, W)
+        where, valid = _boxes_and_valid(unlabeled)  # (u, H, W) each
         scores = self.teacher.logits(unlabeled.weak)
         confidence, labels = (mix(x, x.flip(0), where) for x in scores.best())
-        valid = self._valid(batch)
         image = mix(unlabeled.strong[0], unlabeled.strong[0].flip(0), where)
 
         guide = None
@@ -76,14 +75,13 @@ class FixMatch(Method):
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""
-        return super().counts(batch) | {"unlabeled": self._valid(batch).sum()}
-
-    def _boxes(self, batch: TrainBatch) -> Tensor:
         assert batch.unlabeled is not None
-        assert batch.unlabeled.boxes is not None
-        return box_masks(batch.unlabeled.boxes[0], batch.unlabeled.weak.shape[2:])
+        _, valid = _boxes_and_valid(batch.unlabeled)
+        return super().counts(batch) | {"unlabeled": valid.sum()}
 
-    def _valid(self, batch: TrainBatch) -> Tensor:
-        assert batch.unlabeled is not None
-        valid = valid_pixels(batch.unlabeled)
-        return mix(valid, valid.flip(0), self._boxes(batch))
+
+def _boxes_and_valid(unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor]:
+    """What is pasted, and which pixels of the mixed images are no padding; (u, H, W) each."""
+    assert unlabeled.boxes is not None
+    where, valid = box_masks(unlabeled.boxes[0], unlabeled.weak.shape[2:]), valid_pixels(unlabeled)
+    return where, mix(valid, valid.flip(0), where)
