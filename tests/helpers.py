@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from allspark.batch import LabeledBatch, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import IMAGENET, LabeledBatch, TrainBatch, UnlabeledBatch, Views
 from allspark.data.stream import TrainStream, train_batches
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.sinks import Sink, read_log
@@ -69,6 +69,8 @@ def link_to(folder: Path, target: Path) -> Path:
 
 class LogitsOf(nn.Module):
     """Lets a plain network (images to logits of every pixel) be predicted with, as a Segmenter is."""
+
+    normalisation = IMAGENET
 
     def logits(self, image):
         full = self(image)

@@ -23,6 +23,23 @@ IGNORE = 255
 """The mask value that no loss and no metric sees."""
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """How RGB becomes what an encoder takes: ``(rgb / 255 - mean) / std``, as its weights were trained.
+
+    Attributes:
+        mean: of red, green and blue, from 0 to 1.
+        std: the same.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+IMAGENET = Normalisation()
+"""Of ImageNet: what most encoders were trained with."""
+
+
 class Boxes(Protocol):
     """How CutMix boxes are drawn; see :mod:`allspark.data.boxes` for the published ways."""
 

@@ -13,6 +13,7 @@ from transformers import (
     SwinBackbone,
 )
 
+from allspark.batch import IMAGENET
 from allspark.config.schema import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.models.encoder_config import MIT_PRESETS
@@ -84,9 +85,10 @@ def test_local_folder_and_its_resolved_form(tmp_path):
     assert bare.channels == loaded.channels
 
 
-def test_resolving_a_preset_changes_nothing():
+def test_resolving_a_preset_writes_the_normalisation_alone():
     config = ModelConfig(encoder="mit-b0")
-    assert resolve_encoder(config) is config
+    known = {"mean": IMAGENET.mean, "std": IMAGENET.std}
+    assert resolve_encoder(config) == config.model_copy(update=known)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,9 @@ class ViewConfig(Section):
     )
 
 
+Above0 = Annotated[float, Field(gt=0)]
+
+
 class ModelConfig(Section):
     """The network."""
 
@@ -84,6 +87,12 @@ class ModelConfig(Section):
     )
     pretrained: str = free(
         "hub", description="encoder weights: hub, none, a transformers folder, or an NVlabs .pth file"
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None, description="of red, green and blue, 0 to 1, taken off every image; null: as the encoder's weights want"
+    )
+    std: tuple[Above0, Above0, Above0] | None = Field(
+        None, description="what it is divided by after that; null: as the encoder's weights want"
     )
     output_stride: Literal[8, 16] | None = Field(
         None,

@@ -14,15 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from allspark.batch import IGNORE
+from allspark.batch import IGNORE, IMAGENET, Normalisation
 from allspark.data.sbd import read_sbd
 from allspark.data.source import RGB, Member
 from allspark.errors import DataError
 from allspark.files import atomic_write
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Of ImageNet, in RGB order, for values from 0 to 1: what the encoders' weights were trained with."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
 MAX_PIXELS = 178_956_970
@@ -114,16 +110,19 @@ def from_colours(image: NDArray[np.uint8], palette: Sequence[RGB], ignore: int =
     return mask
 
 
-def normalize(image: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Turn RGB (H, W, 3) into what encoders take, (3, H, W): (x / 255 - MEAN) / STD.
+def normalize(
+    image: NDArray[np.uint8], how: Normalisation = IMAGENET, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Turn RGB (H, W, 3) into what encoders take, (3, H, W): (x / 255 - mean) / std.
 
     Args:
         image: 8-bit RGB.
+        how: mean and std.
         out: (3, H, W), where to write it; None: a new array.
     """
     if out is None:
         out = np.empty((3, *image.shape[:2]), np.float32)
-    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+    for channel, (mean, std) in enumerate(zip(how.mean, how.std, strict=True)):
         plane = np.multiply(image[:, :, channel], np.float32(1 / (255 * std)), out=out[channel])
         plane -= np.float32(mean / std)
     return out

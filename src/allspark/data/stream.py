@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from allspark.batch import LabeledBatch, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import IMAGENET, LabeledBatch, Normalisation, TrainBatch, UnlabeledBatch, Views
 from allspark.config.schema import DataConfig, ViewConfig
 from allspark.data.decode import Decoded, KeptSamples, read_sample
 from allspark.data.image import normalize
@@ -52,6 +52,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         cuts: ranges and probabilities of the views.
         wanted: the views that the method asks for.
         seed: of the run.
+        pixels: what the encoder takes.
         rank: number of this process.
         world: number of processes.
 
@@ -68,6 +69,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         wanted: Views,
         *,
         seed: int,
+        pixels: Normalisation = IMAGENET,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -87,6 +89,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         self._cuts = cuts
         self._wanted = wanted
         self._seed = seed
+        self._pixels = pixels
         self._rank = rank
         self._world = world
         self._kept = KeptSamples(data.keep_decoded * 1_000_000)
@@ -111,7 +114,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
             assert mask is not None
             strong = self._wanted.labeled == "strong"
             view, cut = labeled_view(image, mask, self._data.crop, self._cuts, self._rng(*key), strong=strong)
-            normalize(view, out=images[i])
+            normalize(view, self._pixels, images[i])
             masks.append(cut)
             ids.append(sample.id)
         return LabeledBatch(torch.from_numpy(images), _stack(masks).long(), tuple(ids))
@@ -124,9 +127,9 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
             sample, image, _, key = self._read(role, position, skipped)
             rngs = [self._rng(*key, 1 + v) for v in range(max(draws, self._wanted.boxes is not None))]
             view, inside, others = unlabeled_views(image, self._data.crop, self._cuts, self._rng(*key), rngs[:draws])
-            normalize(view, out=weak[i])
+            normalize(view, self._pixels, weak[i])
             for v, other in enumerate(others):
-                normalize(other, out=strong[v, i])
+                normalize(other, self._pixels, strong[v, i])
             valid.append(inside)
             ids.append(sample.id)
             if self._wanted.boxes is not None:

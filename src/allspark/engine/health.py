@@ -78,7 +78,7 @@ def probe(
                 image, mask = read_sample(sample, source, want_mask=has_mask, max_pixels=max_pixels)
             except DataError:
                 continue  # the stream of training batches says what is wrong with it, and stops or goes on
-            found = predictor.labels(torch.from_numpy(normalize(np.asarray(image)))[None])
+            found = predictor.labels(torch.from_numpy(normalize(np.asarray(image), predictor.normalisation))[None])
             if mask is not None:
                 confusion.update(found, torch.from_numpy(mask)[None])
             if role == "unlabeled":

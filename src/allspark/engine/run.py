@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from allspark.batch import IMAGENET
 from allspark.config.files import read_config
 from allspark.config.resolve import network_config
 from allspark.config.schema import Config
@@ -151,9 +152,14 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> Config:
         CheckpointError: this version does not know it.
     """
     try:
-        return read_config(checkpoint.meta["config"], "its configuration")
+        config = read_config(checkpoint.meta["config"], "its configuration")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if config.model.mean is not None and config.model.std is not None:
+        return config
+    # before 0.3 there was one normalisation for all encoders
+    model = config.model.model_copy(update={"mean": IMAGENET.mean, "std": IMAGENET.std})
+    return config.model_copy(update={"model": model})
 
 
 def begin_with(method: Method, where: Path) -> str:

@@ -90,6 +90,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             config.views,
             method.views,
             seed=config.seed,
+            pixels=method.segmenter.normalisation,
             rank=accelerator.process_index,
             world=world,
         )

@@ -60,7 +60,7 @@ def evaluate(
         closing(eval_items(mine, source, workers=workers, max_pixels=max_pixels, on_bad=on_bad)) as items,
     ):
         for group in _groups(predictor, items):
-            images = torch.from_numpy(np.stack([normalize(image) for image, _ in group]))
+            images = torch.from_numpy(np.stack([normalize(image, predictor.normalisation) for image, _ in group]))
             masks = torch.from_numpy(np.stack([mask for _, mask in group]))
             confusion.update(predictor.labels(images), masks)
             done += len(group)

@@ -44,6 +44,9 @@ class Predictor:
     The segmenter is not copied: a predictor made before training follows the weights. Each call puts it into eval mode
     and restores the mode of every submodule afterwards. The result for an image does not depend on its batch.
 
+    Attributes:
+        normalisation: what the network takes of RGB.
+
     Args:
         segmenter: the network.
         config: whole image or sliding window, sizes, precision. Mixed precision (bf16, fp16) leaves the weights as they
@@ -54,6 +57,7 @@ class Predictor:
     def __init__(self, segmenter: Segmenter, config: EvalConfig, device: torch.device | str | None = None) -> None:
         self.segmenter = segmenter
         self.config = config
+        self.normalisation = segmenter.normalisation
         self._copy: Segmenter | None = None  # in double precision, while it is used
         first = next(segmenter.parameters(), None)
         if device is None:
@@ -111,7 +115,7 @@ class Predictor:
             DataError: the image is not 8-bit RGB.
             ConfigError: the image does not fit into memory.
         """
-        tensor = torch.from_numpy(normalize(_pixels(image)))[None]
+        tensor = torch.from_numpy(normalize(_pixels(image), self.normalisation))[None]
         with self._running(tensor):
             best, mask = self._windowed(tensor).max(1) if self.config.mode == "window" else self._forward(tensor).best()
             # rounding may lift a probability above 1 by some 1e-7

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
@@ -15,6 +17,7 @@ from transformers import (
     SegformerConfig,
 )
 
+from allspark.batch import IMAGENET, Normalisation
 from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.models.pretrained import cached_or_hub
@@ -44,6 +47,7 @@ HUB = {
 STAGES = 4
 """Feature maps of an encoder; of those with more, the last ones."""
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_PREPROCESSOR = "preprocessor_config.json"
 BOOKKEEPING = {
     "architectures",
     "transformers_version",
@@ -100,6 +104,51 @@ def body_config(config: ModelConfig) -> PretrainedConfig:
             raise ConfigError(f"model.encoder: {name!r} ({body.model_type}) yields no feature maps in transformers")
         body.out_indices = list(range(len(body.stage_names)))[-STAGES:]
     return body
+
+
+def weights_normalisation(config: ModelConfig) -> Normalisation:
+    """What a transformers encoder's weights were trained with: of ``preprocessor_config.json`` beside them, if any.
+
+    Without one ImageNet's, which nearly all use.
+
+    Raises:
+        CheckpointError: the hub cannot be asked.
+        ConfigError: it has no mean and std for three channels.
+    """
+    if config.mean is not None and config.std is not None:
+        return Normalisation(config.mean, config.std)
+    source = config.encoder if config.pretrained in {"hub", "none"} else config.pretrained
+    if "/" not in source and not Path(source).is_dir():
+        return IMAGENET
+    try:
+        path = Path(source) / _PREPROCESSOR if Path(source).is_dir() else cached_or_hub(_hub_file, source)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the hub cannot be asked what {source} takes of an image ({_PREPROCESSOR}); set model.mean and model.std"
+        ) from error
+    if path is None or not path.is_file():
+        return IMAGENET
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        scale = 255 * fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 255.0
+        if not fields.get("do_normalize", True):
+            return Normalisation((0.0, 0.0, 0.0), (1 / scale,) * 3)
+        (r, g, b), (sr, sg, sb) = fields.get("image_mean", IMAGENET.mean), fields.get("image_std", IMAGENET.std)
+        return Normalisation((r / scale, g / scale, b / scale), (sr / scale, sg / scale, sb / scale))
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{path}: no mean and std of three channels in it ({error}); set model.mean and model.std"
+        ) from error
+
+
+def _hub_file(name: str, *, local_files_only: bool = False) -> Path | None:
+    """The file of a model of the hub; None where the model has none."""
+    try:
+        return Path(hf_hub_download(name, _PREPROCESSOR, local_files_only=local_files_only))
+    except LocalEntryNotFoundError:
+        raise  # perhaps the hub has it
+    except EntryNotFoundError:
+        return None
 
 
 def field_names(config: PretrainedConfig) -> set[str]:

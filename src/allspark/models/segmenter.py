@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from allspark.batch import Normalisation
 from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
 from allspark.kernels.logits import Logits, Size
@@ -77,6 +78,11 @@ class Segmenter(nn.Module):
     def num_classes(self) -> int:
         """Number of classes k."""
         return self.decoder.classifier.out_channels
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """How RGB becomes what the network takes."""
+        return self.encoder.normalisation
 
     def forward(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k H W"]:
         """Inference: logits (b, k, H, W) of normalised images (b, 3, H, W) of any size."""
