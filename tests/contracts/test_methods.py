@@ -33,9 +33,17 @@ def build(name, encoder="segformer", *changes):
     return build_method(config(name, encoder, *changes), 5)
 
 
-@pytest.fixture(params=METHODS)
-def method(request):
-    return build(request.param)
+VARIANTS = [(name,) for name in METHODS] + [("supervised", "segformer", "method.ema_decay=0.9")]
+
+
+@pytest.fixture(params=VARIANTS, ids=" ".join)
+def which(request):
+    return request.param
+
+
+@pytest.fixture
+def method(which):
+    return build(*which)
 
 
 def labeled_terms(output):
@@ -148,9 +156,9 @@ def silence(method):
             part.p = part.drop_prob = 0.0
 
 
-def test_saved_state_is_all_there_is(method):
+def test_saved_state_is_all_there_is(which, method):
     """Another object with the same state takes the same step (dropout off)."""
-    other = build_method(config(method.settings().name), 5)
+    other = build_method(config(*which), 5)
     silence(method)
     silence(other)
     for step in range(2):

@@ -32,6 +32,7 @@ STEPS = [
     "method.name=fixmatch model.bottleneck=allspark method.confidence=0.2",
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
     "method.name=cps method.cutmix=false",
+    "method.name=supervised method.ema_decay=0.9",
 ]
 
 
