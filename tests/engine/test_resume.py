@@ -29,7 +29,7 @@ STEPS = [
     *("optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7", "optim.name=adamw"),
     "optim.name=adamw optim.decay_norms=false optim.warmup_steps=2 optim.schedule=cosine train.precision=bf16",
     *(f"method.name={name} optim.name={kind}" for name in METHODS for kind in ("sgd", "adamw")),
-    "method.name=fixmatch model.bottleneck=allspark method.confidence=0.2",
+    "method.name=fixmatch model.bottleneck=allspark model.bottleneck_gate=true method.confidence=0.2",
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
     "method.name=cps method.cutmix=false",
     "method.name=supervised method.ema_decay=0.9",

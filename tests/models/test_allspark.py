@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from allspark.errors import CheckpointError
 from allspark.models.allspark import AllSparkBottleneck, Guide, SemanticMemory, group_channels
+from allspark.models.segmenter import build_segmenter
+from tests.fakes import tiny
 
 
 def bottleneck(**kwargs):
@@ -155,6 +157,34 @@ def test_the_memory_is_written_before_it_is_read_and_has_no_gradient():
     assert int(module.memory.written.sum()) == 12
     (gradient,) = torch.autograd.grad(out[:1].sum(), features)
     assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0
+
+
+def gated_network():
+    """A gated network, and one without bottleneck that is the same otherwise."""
+    networks = []
+    for name in ("allspark", "none"):
+        torch.manual_seed(0)
+        config = tiny("segformer", decoder_channels=16, decoder_dropout=0, drop_path=0, bottleneck_gate=True)
+        networks.append(build_segmenter(config.model_copy(update={"bottleneck": name}), 3, (64, 64)))
+    return networks
+
+
+def test_a_gate_leaves_the_network_unchanged_at_first_and_opens_then():
+    gated, plain = gated_network()
+    images = torch.randn(3, 3, 64, 96)
+    logits = gated.logits(images, Guide(1, torch.randn(2, 3, 8, 8), read_memory=True)).full()
+    assert torch.equal(logits, plain.logits(images).full())  # in training, batch norm and all
+    assert torch.equal(gated.eval()(images), plain.eval()(images))
+    gradient = torch.autograd.grad(logits.square().sum(), gated.bottleneck.gate)[0]
+    assert gradient.shape == (32,) and gradient.all()
+
+
+def test_a_gate_adds_what_is_reborn():
+    gated, plain = bottleneck(gate=True), bottleneck()
+    feature = torch.randn(2, 12, 4, 4, dtype=torch.float64)
+    gated.gate.data = torch.arange(12, dtype=torch.float64) - 3
+    expected = torch.stack([feature[:, c] + (c - 3) * plain.eval()(feature)[:, c] for c in range(12)], 1)
+    torch.testing.assert_close(gated.eval()(feature), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_shapes_are_checked_in_tests():

@@ -127,6 +127,11 @@ class ModelConfig(Section):
         "class-scores", description="how channels find their class: class-scores (as published code), paper, or off"
     )
     bottleneck_warmup_epochs: float = Field(5.0, ge=0, description="epochs before the memory is read [epochs]")
+    bottleneck_gate: bool = Field(
+        False,
+        description="add what it makes to the feature map, times one learnt number a channel that begins at 0, so that "
+        "a pretrained network is unchanged at first; false: replace the map, as published",
+    )
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

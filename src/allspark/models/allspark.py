@@ -208,6 +208,8 @@ class AllSparkBottleneck(nn.Module):
         memory: False: labelled images attend to the unlabelled ones of their batch only.
         grouping: see :func:`group_channels`; ``off``: channels enter the memory without classes.
         warmup_epochs: how long whoever trains the module should not let it read its memory (``Guide.read_memory``).
+        gate: return ``feature + gate * reborn`` in place of ``reborn``, with one learnt number a channel that begins
+            at 0: a pretrained network is unchanged at first. Not in the paper; see docs/concepts.md.
     """
 
     def __init__(
@@ -221,6 +223,7 @@ class AllSparkBottleneck(nn.Module):
         memory: bool = True,
         grouping: Grouping = "class-scores",
         warmup_epochs: float = 0.0,
+        gate: bool = False,
     ) -> None:
         super().__init__()
         self.warmup_epochs = warmup_epochs
@@ -232,6 +235,8 @@ class AllSparkBottleneck(nn.Module):
         self.memory = SemanticMemory(num_classes, channels, grid) if memory else None
         self.norm_out = nn.LayerNorm(channels, eps=1e-6)
         self.project_out = nn.Conv2d(channels, channels, 1)
+        # One axis, as norms and biases have: optim.decay_norms=false leaves it alone.
+        self.gate = nn.Parameter(torch.zeros(channels)) if gate else None
 
     def forward(self, feature: Float[Tensor, "b c h w"], guide: Guide | None = None) -> Float[Tensor, "b c h w"]:
         """Let labelled features be reborn.
@@ -254,7 +259,10 @@ class AllSparkBottleneck(nn.Module):
             source = self._source(unlabeled, guide, grid)
             attended = torch.cat([self.labeled.across_heads(labeled, source), self.unlabeled.within_heads(unlabeled)])
         tokens = self.norm_out(tokens + attended.transpose(1, 2))
-        return F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
+        reborn = F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
+        if self.gate is None:
+            return reborn
+        return feature + (self.gate[:, None, None] * reborn).to(feature.dtype)
 
     def _source(self, unlabeled: Tensor, guide: Guide, grid: Grid) -> Tensor:
         """What labelled channels are reborn from, (s, c, n); the memory is written before it is read.

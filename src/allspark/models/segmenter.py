@@ -170,6 +170,7 @@ def build_segmenter(
             memory=config.bottleneck_memory,
             grouping=config.bottleneck_grouping,
             warmup_epochs=config.bottleneck_warmup_epochs,
+            gate=config.bottleneck_gate,
         )
     # transformers gives loaded weights in eval mode, in which nothing would be dropped in training
     return Segmenter(encoder, decoder, bottleneck).train()
