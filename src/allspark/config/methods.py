@@ -68,7 +68,27 @@ class AllSpark(MethodConfig):
     name: Literal["allspark"] = Field("allspark", description="the training method")
 
 
-class FixMatch(MethodConfig):
+class Consistency(MethodConfig):
+    """What methods have in common that label unlabelled images in training, and have other views agree."""
+
+    labeled_views: Literal["weak", "strong"] = Field(
+        "weak", description="labelled crops: their colours as they are (weak, as published), or changed (strong)"
+    )
+    labeled_weight: float = Field(0.5, ge=0, description="weight of the loss of labelled images")
+    unlabeled_weight: float = Field(0.5, ge=0, description="weight of the losses of unlabelled images, together")
+    supervised_epochs: float = Field(
+        0.0, ge=0, description="supervised warm-up: until then unlabelled images have no weight [epochs]"
+    )
+    ramp_epochs: float = Field(
+        0.0, ge=0, description="after that their weight rises from low to full over so long [epochs]"
+    )
+    ramp: Literal["sigmoid", "linear", "cosine"] = Field(
+        "sigmoid",
+        description="how it rises: sigmoid, exp(-5 (1 - t)^2) as published for mean teachers, linear, or cosine",
+    )
+
+
+class FixMatch(Consistency):
     """A teacher's confident labels of weak views supervise a strong view with CutMix."""
 
     joint: ClassVar[bool] = True
@@ -79,7 +99,7 @@ class FixMatch(MethodConfig):
     ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
 
 
-class UniMatch(MethodConfig):
+class UniMatch(Consistency):
     """FixMatch without a teacher, with two strong views and a stream of dropped features."""
 
     joint: ClassVar[bool] = True

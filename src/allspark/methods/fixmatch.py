@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
+from allspark.methods.ramps import unlabeled_weight
 from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 
@@ -29,8 +31,10 @@ class FixMatch(Method):
 
     def __init__(self, settings: config.FixMatch, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
-        self.views = Views(labeled="weak", strong=1, boxes=UniMatchBoxes(settings.cutmix))
+        self.views = Views(labeled=settings.labeled_views, strong=1, boxes=UniMatchBoxes(settings.cutmix))
         self.confidence = settings.confidence
+        self.labeled_weight = settings.labeled_weight
+        self.unlabeled_weight = partial(unlabeled_weight, settings)
         self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
 
     def begin(self) -> None:
@@ -57,8 +61,8 @@ class FixMatch(Method):
 
         sure = confidence >= self.confidence
         terms = {
-            "labeled": 0.5 * self.labeled_loss(logits_l, labeled.mask),
-            "unlabeled": 0.5 * masked_cross_entropy(logits_u, labels, sure, valid),
+            "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
+            "unlabeled": self.unlabeled_weight(progress) * masked_cross_entropy(logits_u, labels, sure, valid),
         }
         pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
         pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)

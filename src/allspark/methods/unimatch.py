@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from allspark.data.boxes import UniMatchBoxes
 from allspark.methods.base import Method, class_pixels, eval_logits
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, reversed_batch, valid_pixels
+from allspark.methods.ramps import unlabeled_weight
 from allspark.models.segmenter import Features, Segmenter
 
 
@@ -31,8 +33,12 @@ class UniMatch(Method):
     def __init__(self, settings: config.UniMatch, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
         drawn = settings.partner == "draw"
-        self.views = Views(labeled="weak", strong=2, boxes=UniMatchBoxes(settings.cutmix), partner=drawn)
+        self.views = Views(
+            labeled=settings.labeled_views, strong=2, boxes=UniMatchBoxes(settings.cutmix), partner=drawn
+        )
         self.confidence = settings.confidence
+        self.labeled_weight = settings.labeled_weight
+        self.unlabeled_weight = partial(unlabeled_weight, settings)
         self.feature_dropout = settings.feature_dropout
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
@@ -61,11 +67,15 @@ class UniMatch(Method):
 
         sure, valid = confidence >= self.confidence, valid_pixels(unlabeled)
         feature = masked_cross_entropy(logits_f, labels, sure, valid)
-        terms = {"labeled": 0.5 * self.labeled_loss(logits_l, labeled.mask), "feature": 0.25 * feature}
+        weight = self.unlabeled_weight(progress)
+        terms = {
+            "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
+            "feature": 0.5 * weight * feature,
+        }
         for number, (logits, box) in enumerate(zip(logits_s, boxes, strict=True), 1):
             target, keep = mix(labels, partner_labels, box), mix(sure, partner_confidence >= self.confidence, box)
             over = mix(valid, valid_pixels(partner), box)
-            terms[f"strong{number}"] = 0.125 * masked_cross_entropy(logits, target, keep, over)
+            terms[f"strong{number}"] = 0.25 * weight * masked_cross_entropy(logits, target, keep, over)
         pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
         pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
         return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
