@@ -235,7 +235,7 @@ def test_pseudo_labels_with_the_bottleneck_are_allspark():
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("change", ["memory=false", "grouping=off", "grouping=paper", "gate=true"])
+@pytest.mark.parametrize("change", ["memory=false", "grouping=off", "grouping=paper", "gate=true", "own=0.5"])
 def test_ablations_of_the_paper_run(change):
     method = build("allspark", "segformer", f"model.bottleneck_{change}")
     for step in range(3):

@@ -187,6 +187,37 @@ def test_a_gate_adds_what_is_reborn():
     torch.testing.assert_close(gated.eval()(feature), expected, rtol=1e-12, atol=1e-12)
 
 
+def labeled_output(own, images=3, train=True):
+    """What a bottleneck makes of labelled images beside two unlabelled ones, and what inference makes of them."""
+    module = bottleneck(own=own).train(train)
+    torch.manual_seed(1)
+    features = torch.randn(images + 2, 12, 4, 4, dtype=torch.float64)
+    scores = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    return module(features, Guide(images, scores, read_memory=True))[:images], module(features[:images])
+
+
+def test_the_own_path_is_that_of_inference():
+    assert torch.equal(*labeled_output(own=1.0))
+    assert not torch.isclose(*labeled_output(own=0.0)).all(3).all(2).all(1).any()  # for no image
+    assert torch.equal(labeled_output(own=0.5, train=False)[0], labeled_output(own=0.0)[0])  # training alone
+
+
+def test_the_own_path_is_drawn_for_each_image():
+    drawn, alone = labeled_output(own=0.3, images=400)
+    own = (drawn == alone).flatten(1).all(1)
+    assert torch.equal(drawn[~own], labeled_output(own=0.0, images=400)[0][~own])
+    assert abs(float(own.double().mean()) - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
+    both = (own[1:] & own[:-1]).double().mean()  # neighbours are drawn one by one
+    assert abs(float(both) - 0.09) < 4 * (0.09 * 0.91 / 200) ** 0.5
+
+
+def test_without_the_own_path_nothing_is_drawn():
+    module, features, hint = bottleneck().train(), torch.randn(3, 12, 4, 4, dtype=torch.float64), guide(1, 2)
+    before = torch.get_rng_state()
+    module(features, hint)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_shapes_are_checked_in_tests():
     if not hasattr(AllSparkBottleneck.forward, "__wrapped__"):
         raise AssertionError("run pytest with the options of pyproject.toml: the shape checks are off")

@@ -132,6 +132,11 @@ class ModelConfig(Section):
         description="add what it makes to the feature map, times one learnt number a channel that begins at 0, so that "
         "a pretrained network is unchanged at first; false: replace the map, as published",
     )
+    bottleneck_own: Probability = Field(
+        0.0,
+        description="probability that a labelled image attends in training to its own channels, as all do in "
+        "inference, instead of the memory's",
+    )
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

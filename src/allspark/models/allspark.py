@@ -210,6 +210,7 @@ class AllSparkBottleneck(nn.Module):
         warmup_epochs: how long whoever trains the module should not let it read its memory (``Guide.read_memory``).
         gate: return ``feature + gate * reborn`` in place of ``reborn``, with one learnt number a channel that begins
             at 0: a pretrained network is unchanged at first. Not in the paper; see docs/concepts.md.
+        own: probability that a labelled image attends in training to its own channels, as all do in inference.
     """
 
     def __init__(
@@ -224,8 +225,10 @@ class AllSparkBottleneck(nn.Module):
         grouping: Grouping = "class-scores",
         warmup_epochs: float = 0.0,
         gate: bool = False,
+        own: float = 0.0,
     ) -> None:
         super().__init__()
+        self.own = own
         self.warmup_epochs = warmup_epochs
         self.grouping: Grouping = grouping
         self.project_in = nn.Conv2d(channels, channels, 1)
@@ -257,12 +260,20 @@ class AllSparkBottleneck(nn.Module):
         else:
             labeled, unlabeled = channels.tensor_split([guide.num_labeled])
             source = self._source(unlabeled, guide, grid)
-            attended = torch.cat([self.labeled.across_heads(labeled, source), self.unlabeled.within_heads(unlabeled)])
+            attended = torch.cat([self._reborn(labeled, source), self.unlabeled.within_heads(unlabeled)])
         tokens = self.norm_out(tokens + attended.transpose(1, 2))
         reborn = F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
         if self.gate is None:
             return reborn
         return feature + (self.gate[:, None, None] * reborn).to(feature.dtype)
+
+    def _reborn(self, labeled: Tensor, source: Tensor) -> Tensor:
+        """Attention of labelled images to their source or, drawn for each of them, to their own channels."""
+        reborn = self.labeled.across_heads(labeled, source)
+        if not (self.own and self.training):
+            return reborn
+        alone = torch.rand(len(labeled), 1, 1, device=labeled.device) < self.own
+        return torch.where(alone, self.labeled.across_heads(labeled), reborn)  # both, so as not to wait for the draw
 
     def _source(self, unlabeled: Tensor, guide: Guide, grid: Grid) -> Tensor:
         """What labelled channels are reborn from, (s, c, n); the memory is written before it is read.

@@ -171,6 +171,7 @@ def build_segmenter(
             grouping=config.bottleneck_grouping,
             warmup_epochs=config.bottleneck_warmup_epochs,
             gate=config.bottleneck_gate,
+            own=config.bottleneck_own,
         )
     # transformers gives loaded weights in eval mode, in which nothing would be dropped in training
     return Segmenter(encoder, decoder, bottleneck).train()
