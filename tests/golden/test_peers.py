@@ -15,6 +15,7 @@ from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.data.boxes import french_boxes
 from allspark.methods.cps import CPS
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks
 from allspark.methods.unimatch import UniMatch
 from allspark.models.segmenter import Features, Segmenter
@@ -159,6 +160,19 @@ def test_cps_with_cutmix():
     close(crossed, arrays["out_mix_cps"])
     crossed.backward()
     close(student1.grad, arrays["grad_mix_student1"])
+
+
+@pytest.mark.parametrize("percent", [80, 95, 100])
+def test_percentile_of_u2pl(percent):
+    """Which pixels count; their loss has a factor of its own there."""
+    arrays = Arrays("peers/u2pl_unsup")
+    y = arrays["y"]
+    share = (percent - 80) / 20
+    method = FixMatch(FixMatch.settings(filter="percentile", drop_share=(0.2, 0.0)), Playback)
+    _, keep = method.filter(pixels(arrays["teacher_logits"]), y != 255, Progress(int(100 * share), 1, 100))
+    assert torch.equal(y.where(keep, 255), arrays[f"out_target_p{percent}"])
+    loss = masked_cross_entropy(pixels(arrays["student_logits"]), y, keep, None).mean()
+    close(loss * (y.numel() / keep.double().sum()) ** 2, arrays[f"out_loss_p{percent}"])
 
 
 def _labels_of(arrays):

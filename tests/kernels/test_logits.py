@@ -43,6 +43,8 @@ def test_equals_the_enlarged_logits(case, grid):
         probabilities = full.softmax(1)
         torch.testing.assert_close(logits.probabilities(), probabilities, **EXACT)
         torch.testing.assert_close(best, probabilities.amax(1), **EXACT)
+        entropy = -(probabilities * (probabilities + 1e-10).log()).sum(1)
+        torch.testing.assert_close(logits.entropy(), entropy, **EXACT)
         # the best class, or one that is as good
         for found in (labels, logits.labels()):
             torch.testing.assert_close(full.gather(1, found[:, None])[:, 0], full.amax(1), **EXACT)

@@ -27,15 +27,21 @@ class AllOnMeta(TorchDispatchMode):
         return operation(*arguments, **(options or {}))
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "ohem"])
-@pytest.mark.parametrize("name", METHODS)
-def test_no_step_waits_for_its_device_or_leaves_it(name, loss, monkeypatch):
+CHANGES = [
+    *(f"method.name={name} method.labeled_loss={loss}" for name in METHODS for loss in ("cross-entropy", "ohem")),
+    "method.name=fixmatch method.filter=percentile",
+    "method.name=unimatch method.filter=class-wise",
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_no_step_waits_for_its_device_or_leaves_it(changes, monkeypatch):
     """Meta tensors have a device of their own and no values: to ask for one, as waiting for a GPU is, is an error."""
     monkeypatch.setattr(attention, "_tiled", attention._fused)  # as on a GPU
     autocast = torch.autocast  # that of the CPU in its place, for it does not know this device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
     monkeypatch.setattr(torch, "autocast", lambda _, *arguments, **options: autocast("cpu", *arguments, **options))
-    method = build(f"method.name={name}", f"method.labeled_loss={loss}").to("meta")
+    method = build(*changes.split()).to("meta")
     batch = batch_of(method.views).to("meta")
     for number in (0, 5):  # while the memory warms up, and after
         with AllOnMeta():

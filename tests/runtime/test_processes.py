@@ -87,12 +87,14 @@ def network(name):
         pytest.param(["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
+        pytest.param(["method.name=unimatch", "method.filter=percentile", *NO_FEATURES], marks=pytest.mark.slow),
+        pytest.param(["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
-        *("unimatch with the bottleneck", "cps with AdamW", "plain cps"),
+        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "cps with AdamW", "plain cps"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

@@ -87,6 +87,19 @@ class Consistency(MethodConfig):
         description="how it rises: sigmoid, exp(-5 (1 - t)^2) as published for mean teachers, linear, or cosine",
     )
 
+    filter: Literal["threshold", "percentile", "class-wise"] = Field(
+        "threshold",
+        description="which pseudo-labels count: those of a probability of confidence at least (threshold), all but a "
+        "share of the pixels, the most uncertain ones (percentile), or as threshold, less for classes that the network "
+        "is less sure of (class-wise)",
+    )
+    confidence: Probability = Field(0.95, description="threshold, class-wise: lowest probability that counts")
+    drop_share: tuple[Probability, Probability] = Field(
+        (0.2, 0.0),
+        description="percentile: share of the pixels, those of the highest entropy, that does not count, at the start "
+        "and at the end of training",
+    )
+
 
 class FixMatch(Consistency):
     """A teacher's confident labels of weak views supervise a strong view with CutMix."""
@@ -94,7 +107,6 @@ class FixMatch(Consistency):
     joint: ClassVar[bool] = True
 
     name: Literal["fixmatch"] = Field("fixmatch", description="the training method")
-    confidence: Probability = Field(0.95, description="pseudo-labels below this probability do not count")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted")
     ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
 
@@ -105,7 +117,6 @@ class UniMatch(Consistency):
     joint: ClassVar[bool] = True
 
     name: Literal["unimatch"] = Field("unimatch", description="the training method")
-    confidence: Probability = Field(0.95, description="pseudo-labels below this probability do not count")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted, for each view")
     partner: Literal["draw", "reversed"] = Field(
         "draw", description="the other image: a second draw from all, or the batch in reverse order"

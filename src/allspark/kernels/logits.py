@@ -26,6 +26,8 @@ Size = tuple[int, int]
 
 _BAND = {"cpu": 2**20, "cuda": 2**28}  # bytes of one band: the cache of a CPU's core, few calls on a GPU
 
+_TINY = 1e-10  # keeps the logarithm of nothing finite; so small as in the published codes (U2PL, AugSeg)
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -80,6 +82,15 @@ class Logits:
         out = self.coarse.new_empty(*self.coarse.shape[:2], *self.size, dtype=_wide(self.coarse))
         for images, rows, band in self.bands():
             out[images, :, rows] = band.softmax(1)
+        return out
+
+    @torch.no_grad()
+    def entropy(self) -> Float[Tensor, "b H W"]:
+        """Entropy of every pixel's class probabilities [nats], in float32 or better."""
+        out = self.coarse.new_empty(len(self.coarse), *self.size, dtype=_wide(self.coarse))
+        for images, rows, band in self.bands():
+            probability = band.softmax(1)
+            out[images, rows] = -(probability * (probability + _TINY).log()).sum(1)
         return out
 
     def losses(self, target: Int[Tensor, "b H W"]) -> Float[Tensor, "b H W"]:

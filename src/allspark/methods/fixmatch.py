@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,15 +11,15 @@ from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBa
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
 from allspark.kernels.logits import Logits
-from allspark.methods.base import Method, class_pixels
+from allspark.methods.base import class_pixels
+from allspark.methods.consistency import Consistency
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
-from allspark.methods.ramps import unlabeled_weight
 from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 
 
-class FixMatch(Method):
+class FixMatch(Consistency):
     """The teacher labels weak views; where it is sure, the student has to say the same of a strong view with CutMix.
 
     The partner of an image is the one at its place in the reversed micro-batch of the process. The loss is a mean over
@@ -32,9 +31,6 @@ class FixMatch(Method):
     def __init__(self, settings: config.FixMatch, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
         self.views = Views(labeled=settings.labeled_views, strong=1, boxes=UniMatchBoxes(settings.cutmix))
-        self.confidence = settings.confidence
-        self.labeled_weight = settings.labeled_weight
-        self.unlabeled_weight = partial(unlabeled_weight, settings)
         self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
 
     def begin(self) -> None:
@@ -49,7 +45,8 @@ class FixMatch(Method):
         assert unlabeled.strong is not None
         where, valid = _boxes_and_valid(unlabeled)  # (u, H, W) each
         scores = self.teacher.logits(unlabeled.weak)
-        confidence, labels = (mix(x, x.flip(0), where) for x in scores.best())
+        found = self.filter(scores, valid_pixels(unlabeled), progress)
+        labels, sure = (mix(x, x.flip(0), where) for x in found)
         image = mix(unlabeled.strong[0], unlabeled.strong[0].flip(0), where)
 
         guide = None
@@ -59,7 +56,6 @@ class FixMatch(Method):
         logits = self.segmenter.logits(torch.cat([labeled.image, image]), guide)
         logits_l, logits_u = logits.split([len(labeled.image), len(image)])
 
-        sure = confidence >= self.confidence
         terms = {
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress) * masked_cross_entropy(logits_u, labels, sure, valid),

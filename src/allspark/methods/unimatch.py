@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +11,14 @@ from torch import Tensor
 from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
-from allspark.methods.base import Method, class_pixels, eval_logits
+from allspark.methods.base import class_pixels, eval_logits
+from allspark.methods.consistency import Consistency
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, reversed_batch, valid_pixels
-from allspark.methods.ramps import unlabeled_weight
 from allspark.models.segmenter import Features, Segmenter
 
 
-class UniMatch(Method):
+class UniMatch(Consistency):
     """The network labels weak views in train mode, and learns to say the same of what is made of them.
 
     Where a box of another image is pasted, the label comes from an eval-mode pass over that one. Published, it is
@@ -36,9 +35,6 @@ class UniMatch(Method):
         self.views = Views(
             labeled=settings.labeled_views, strong=2, boxes=UniMatchBoxes(settings.cutmix), partner=drawn
         )
-        self.confidence = settings.confidence
-        self.labeled_weight = settings.labeled_weight
-        self.unlabeled_weight = partial(unlabeled_weight, settings)
         self.feature_dropout = settings.feature_dropout
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
@@ -48,7 +44,8 @@ class UniMatch(Method):
         assert unlabeled.strong is not None
         assert partner.strong is not None
         sizes = [len(labeled.image), len(unlabeled.weak)]
-        partner_confidence, partner_labels = eval_logits(self.segmenter, partner.weak).best()
+        scores = eval_logits(self.segmenter, partner.weak)
+        partner_labels, partner_sure = self.filter(scores, valid_pixels(partner), progress)
 
         guide = None
         if self.segmenter.bottleneck is not None:
@@ -58,14 +55,14 @@ class UniMatch(Method):
         dropped = features.map(lambda x: F.dropout2d(x, self.feature_dropout))
         # Labelled images are dropped and decoded too, and thrown away: batch norm sees them.
         logits_l, logits_w, _, logits_f = self.segmenter.decode(Features.cat([features, dropped])).split(2 * sizes)
-        confidence, labels = logits_w.best()  # without gradient
+        valid = valid_pixels(unlabeled)
+        labels, sure = self.filter(logits_w, valid, progress)  # without gradient
 
         boxes = self._boxes(unlabeled)
         pairs = zip(unlabeled.strong, partner.strong, boxes, strict=True)
         images = [mix(own, other, box) for own, other, box in pairs]
         logits_s = self.segmenter.logits(torch.cat(images)).split(2 * sizes[1:])
 
-        sure, valid = confidence >= self.confidence, valid_pixels(unlabeled)
         feature = masked_cross_entropy(logits_f, labels, sure, valid)
         weight = self.unlabeled_weight(progress)
         terms = {
@@ -73,7 +70,7 @@ class UniMatch(Method):
             "feature": 0.5 * weight * feature,
         }
         for number, (logits, box) in enumerate(zip(logits_s, boxes, strict=True), 1):
-            target, keep = mix(labels, partner_labels, box), mix(sure, partner_confidence >= self.confidence, box)
+            target, keep = mix(labels, partner_labels, box), mix(sure, partner_sure, box)
             over = mix(valid, valid_pixels(partner), box)
             terms[f"strong{number}"] = 0.25 * weight * masked_cross_entropy(logits, target, keep, over)
         pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure

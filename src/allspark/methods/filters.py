@@ -1,0 +1,115 @@
+"""Which pseudo-labels count: pure functions, and what a method calls."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from allspark.batch import Progress
+from allspark.config.methods import Consistency
+from allspark.kernels.logits import Logits
+from allspark.runtime.collectives import all_gather, all_reduce
+
+_MEMORY = 0.99  # share that a class's running confidence keeps in a micro-batch: about a hundred of them are in it
+
+
+def lowest_share(entropy: Float[Tensor, "u H W"], valid: Bool[Tensor, "u H W"], share: float) -> Bool[Tensor, "u H W"]:
+    """Pixels whose entropy is below a percentile of the valid pixels' of all processes (U2PL, Wang et al., CVPR 2022).
+
+    As published, a pixel right at the percentile does not count: with a share of 1 the highest entropy is left out.
+
+    Args:
+        entropy: of the class probabilities.
+        valid: False where a crop was padded; these pixels do not count.
+        share: of the pixels that count, 0 to 1.
+    """
+    ranked = all_gather(entropy.masked_fill(~valid, torch.inf).flatten()).sort().values
+    last = ((ranked < torch.inf).sum() - 1).clamp(min=0)
+    place = share * last.double()
+    low = place.floor().long()
+    below, above = ranked.index_select(0, torch.stack([low, torch.minimum(low + 1, last)]))
+    return (entropy < torch.lerp(below, above, (place - low).to(below.dtype))) & valid
+
+
+def class_thresholds(confidence: float, running: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """A threshold for each class: lower for classes that the network is less sure of.
+
+    After FlexMatch (Zhang et al., NeurIPS 2021), with each class's mean confidence in place of its count.
+
+    Args:
+        confidence: of the class that it is surest of, 0 to 1.
+        running: mean confidence of the pixels of each class, above 0.
+    """
+    return confidence * running / running.max()
+
+
+def follow_confidence(
+    running: Float[Tensor, " k"],
+    confidence: Float[Tensor, "u H W"],
+    labels: Int[Tensor, "u H W"],
+    valid: Bool[Tensor, "u H W"],
+    memory: float = _MEMORY,
+) -> Float[Tensor, " k"]:
+    """The mean confidence of each class after one more micro-batch, of all processes; as it was for absent classes.
+
+    Args:
+        running: before.
+        confidence: probability of each pixel's best class.
+        labels: these classes.
+        valid: False where a crop was padded; these pixels do not count.
+        memory: share that stays of what was, 0 to 1.
+    """
+    seen = valid.flatten().to(running.dtype)
+    sums = running.new_zeros(2, len(running))
+    sums[0].index_add_(0, labels.flatten(), confidence.flatten().to(running.dtype) * seen)
+    sums[1].index_add_(0, labels.flatten(), seen)
+    total, count = all_reduce(sums)
+    mean = total / count.clamp(min=1)
+    return torch.where(count > 0, memory * running + (1 - memory) * mean, running)
+
+
+class PixelFilter(nn.Module):
+    """Labels images by their scores, and says which of the labels count. Its state is in every checkpoint.
+
+    Args:
+        settings: ``filter``, ``confidence`` and ``drop_share`` are read.
+        num_classes: k.
+    """
+
+    running: Tensor
+
+    def __init__(self, settings: Consistency, num_classes: int) -> None:
+        super().__init__()
+        self.kind = settings.filter
+        self.confidence = settings.confidence
+        self.drop_share = settings.drop_share
+        if self.kind == "class-wise":  # sure of all at first: the thresholds start as one, and fall
+            self.register_buffer("running", torch.ones(num_classes, dtype=torch.float64))
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """(k,), where each class has its own."""
+        return class_thresholds(self.confidence, self.running) if self.kind == "class-wise" else None
+
+    @torch.no_grad()
+    def forward(
+        self, scores: Logits, valid: Bool[Tensor, "u H W"], progress: Progress
+    ) -> tuple[Int[Tensor, "u H W"], Bool[Tensor, "u H W"]]:
+        """Return the best class of every pixel, and whether it counts.
+
+        Args:
+            scores: of u unlabelled images.
+            valid: False where a crop was padded.
+            progress: where training stands.
+        """
+        confidence, labels = scores.best()
+        if self.kind == "percentile":
+            first, last = self.drop_share
+            drop = first + (last - first) * progress.step / progress.total_steps
+            return labels, lowest_share(scores.entropy(), valid, 1 - drop)
+        if self.kind == "class-wise":
+            self.running.copy_(follow_confidence(self.running, confidence, labels, valid))
+            thresholds = class_thresholds(self.confidence, self.running)
+            return labels, confidence >= thresholds[labels]
+        return labels, confidence >= self.confidence
