@@ -38,6 +38,33 @@ def test_all_but_method_network_and_seed_is_equal(study_file):
     assert {run.config.data.split for run in runs} == {"half", "quarter0", "quarter1"}
 
 
+def test_what_a_row_changes_beside_the_method_is_known(study_file):
+    row = (
+        "method.name: allspark, optim.lr: 0.5, views.flip: 0, train.epochs: 3, train.log_every: 7, model.drop_path: 0.3"
+    )
+    text = study_file.read_text().replace("method.name: allspark", row)
+    runs = {run.method: run for run in planned(study_file, text) if run.seed == 1}
+    assert runs["supervised"].apart == {} and runs["supervised"].config.train.epochs == 1
+    assert runs["whole"].apart == {
+        "optim.lr": "0.5 instead of 0.01",
+        "train.epochs": "3 instead of 1",
+        "views.flip": "0 instead of 0.5",
+    }
+    assert runs["whole"].config.optim.lr == 0.5 and runs["whole"].config.train.log_every == 7
+    same = text.replace("optim.lr: 0.5, views.flip: 0, train.epochs: 3", "optim.lr: 0.01, train.epochs: 1")
+    assert all(run.apart == {} for run in planned(study_file, same))  # said, but nothing else than the others have
+    of_seed = text.replace("optim.lr: 0.5, views.flip: 0, train.epochs: 3", "train.begin_with: 'runs/seed{seed}'")
+    assert [run.apart for run in planned(study_file, of_seed) if run.method == "whole"] == [
+        {"train.begin_with": "runs/seed{seed} instead of null"}
+    ] * 2
+
+
+def test_settings_of_a_method_may_stand_under_set(study_file):
+    text = study_file.read_text().replace("set:", "set:\n  method.confidence: 0.5")
+    text = text.replace("  supervised:\n", "  unimatch:\n").replace("name: allspark", "name: fixmatch")
+    assert {run.config.method.confidence for run in planned(study_file, text)} == {0.5}
+
+
 def test_each_method_stands_for_itself(study_file):
     names = [name for name in METHOD_CONFIGS if name != "supervised"]
     text = study_file.read_text()
@@ -58,7 +85,8 @@ def test_a_base_may_be_a_file_beside_the_study(study_file):
     ("old", "new", "words"),
     [
         ("method.name: allspark", "optim.lr: 1", "whole: say which it is, method.name: supervised or"),
-        ("method.name: allspark", "method.name: allspark, optim.lr: 1", "optim.lr cannot be changed here"),
+        ("method.name: allspark", "method.name: allspark, data.crop: 32", "data.crop cannot be changed here"),
+        ("method.name: allspark", "method.name: allspark, eval.mode: window", "eval.mode cannot be changed here"),
         (
             "method.name: allspark",
             "method.name: allspark, model.bottleneck_memry: off",

@@ -17,7 +17,7 @@ from allspark.engine.result import read_result
 from allspark.engine.sinks import read_log
 from allspark.errors import ConfigError, UserError
 from allspark.study.plan import load_study, plan
-from allspark.study.table import fairness
+from allspark.study.table import fairness, rows_of, write_tables
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,26 @@ def test_networks_that_differ_in_the_bottleneck_alone_must_begin_alike(study_fil
         result = {"lists": "same", "steps": 2, "initial_weights": "other" if run.method == "batch only" else "same"}
         (run.out / "result.json").write_text(json.dumps(result))
     assert fairness(runs)[0].startswith("NOT EQUAL: initial weights of encoder and decoder")
+
+
+def test_rows_that_are_apart_say_so_under_the_table(study_file, tmp_path):
+    text = study_file.read_text().replace("name: allspark}", "name: allspark, train.epochs: 2}")
+    study_file.write_text(text.replace("seeds:", "  same: {method.name: pseudo-label}\nseeds:"))
+    runs = runs_of(study_file, tmp_path / "out")
+    result = {"lists": 1, "initial_weights": 1, "family": None, "partition": None, "data": "folder", "paper_miou": None}
+    result |= dict.fromkeys(("best_miou", "last_miou"), 0.5) | {"labeled": 4, "encoder": "x", "device": "y", "seed": 0}
+    result |= {"images_seen": 8, "train_seconds": 1.0, "peak_memory": 1, "warnings": []}
+    for run in runs:
+        run.out.mkdir(parents=True)
+        (run.out / "result.json").write_text(json.dumps(result | {"steps": 4 if run.method == "whole" else 2}))
+    table = write_tables(rows_of(runs, {}), runs, tmp_path, "title")
+    assert "\nNot the method alone: whole: train.epochs 2 instead of 1.\n" in table
+    assert "same weight updates" in table and "but for what is said below the table of some rows." in table
+    with (tmp_path / "results.csv").open() as file:
+        apart = {row["method"]: row["apart"] for row in csv.DictReader(file)}
+    assert apart == {"supervised": "", "whole": "train.epochs 2 instead of 1", "same": ""}
+    (runs[0].out / "result.json").write_text(json.dumps(result | {"steps": 3}))  # of supervised: not as said
+    assert "NOT EQUAL: weight updates of ('all', 0)" in write_tables(rows_of(runs, {}), runs, tmp_path, "title")
 
 
 def test_a_dry_run_writes_nothing(study_file, tmp_path, capsys):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from allspark.config.fields import Section
-from allspark.config.files import apply_overrides, load_config, load_recipe, read_text
+from allspark.config.files import apply_overrides, differences, load_config, load_recipe, read_text
 from allspark.config.methods import METHOD_CONFIGS
 from allspark.config.plugins import load_entry_points
 from allspark.config.resolve import network_config
@@ -29,7 +29,15 @@ def _nothing(value: Any) -> Any:
 Changes = Annotated[dict[str, Any], BeforeValidator(_nothing)]
 """Dotted fields of the configuration and their values; ``{seed}`` in a text stands for the run's seed."""
 
-_METHOD_MAY_CHANGE = ("method.", "model.")
+NOT_WHAT_BUT_HOW = frozenset(
+    {
+        *("data.workers", "data.max_pixels", "eval.batch", "train.device"),
+        *("train.log_every", "train.checkpoint_every", "train.keep_every"),
+    }
+)
+"""Fields that say how a run is done, not what it is: its result is the same with any."""
+_METHOD = ("method.", "model.")
+_METHOD_MAY_CHANGE = (*_METHOD, "optim.", "views.", "train.", "data.batch_unlabeled")
 _PARTITION_MAY_CHANGE = ("data.split", "data.labeled", "data.unlabeled", "data.val", "train.begin_with")
 _NOT_FOR_ALL = ("seed", "method.name")
 
@@ -40,7 +48,8 @@ class Study(Section):
     base: str = Field(description="a recipe, or a configuration file beside this one")
     set: Changes = Field(default_factory=dict, description="changes for every run")
     methods: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
-        description="name -> changes of method.* and model.*; nothing behind the name of a method stands for itself"
+        description="name -> changes of method.*, model.*, and where it needs them optim.*, views.*, train.* and "
+        "data.batch_unlabeled; nothing behind the name of a method stands for itself"
     )
     partitions: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
         {"all": {}}, description="name -> lists: data.split, or data.labeled and the like"
@@ -55,13 +64,23 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a study."""
+    """One run of a study.
+
+    Attributes:
+        method: name of its row.
+        partition: name of its lists.
+        seed: of the run.
+        out: its folder.
+        config: what it is trained with.
+        apart: fields of its own that are not the method, with what all other rows have instead.
+    """
 
     method: str
     partition: str
     seed: int
     out: Path
     config: Config
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.method}, {self.partition}, seed {self.seed}"
@@ -89,9 +108,9 @@ def load_study(path: Path) -> Study:
 def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list[Planned]:
     """All runs of a study: for each seed and partition every method, so that comparisons are complete early.
 
-    The comparison is fair by construction. Methods may change nothing but ``method.*`` and ``model.*``: all runs of one
-    seed see the same labelled list, the same number of updates and the same views, and networks of one kind begin with
-    the same weights.
+    The comparison is fair by construction. All runs of one seed see the same lists, and networks of one kind begin with
+    the same weights. A row that changes more than ``method.*`` and ``model.*``, such as the number of updates, says so:
+    its runs are ``apart``.
 
     Args:
         study: an open study file.
@@ -114,7 +133,7 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
             partition,
             seed,
             out / _slug(partition) / _slug(method) / f"seed{seed}",
-            _config(base, study, (method, partition, seed), file, extra),
+            *_config(base, study, (method, partition, seed), file, extra),
         )
         for seed in study.seeds
         for partition in study.partitions
@@ -128,7 +147,10 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
     return runs
 
 
-def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path, extra: Sequence[str]) -> Config:
+def _config(
+    base: Config, study: Study, which: tuple[str, str, int], file: Path, extra: Sequence[str]
+) -> tuple[Config, dict[str, str]]:
+    """What a run is trained with, and in what of it that is not the method it differs from the other rows."""
     method, partition, seed = which
     changes = dict(study.methods[method])
     load_entry_points()
@@ -138,15 +160,30 @@ def _config(base: Config, study: Study, which: tuple[str, str, int], file: Path,
         raise ConfigError(f"{file}: methods.{method}: say which it is, method.name: {' or '.join(METHOD_CONFIGS)}")
     _allow(changes, _METHOD_MAY_CHANGE, f"{file}: methods.{method}", "or the comparison would not be fair")
     _allow(study.partitions[partition], _PARTITION_MAY_CHANGE, f"{file}: partitions.{partition}", "its lists")
-    own = {**study.partitions[partition], **changes}
+    lists = study.partitions[partition]
     try:
-        changed = [*_overrides(study.set, seed), *extra, *_overrides(own, seed), f"seed={seed}"]
-        config = apply_overrides(base, changed)
+        for_all = [*_overrides(study.set, seed), *extra, *_overrides(lists, seed), f"seed={seed}"]
+        config = apply_overrides(base, [*for_all, *_overrides(changes, seed)])
+        of_method = {name: value for name, value in changes.items() if name.startswith(_METHOD)}
+        common = apply_overrides(base, [*for_all, *_overrides(of_method, seed)])
         network_config(config)  # now rather than after the first runs
-        return config
+        return config, _apart(common, config, changes)
     except ConfigError as error:
         reason = str(error).removeprefix("--set ").removeprefix(": ")
         raise ConfigError(f"{file}: {method}, {partition}: {reason}") from error
+
+
+def _apart(common: Config, own: Config, changes: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> what it is in this row and what it is in the others, as the study file writes it."""
+    return {
+        name: f"{_shown(changes.get(name, new))} instead of {_shown(old)}"
+        for name, old, new in differences(common, own)
+        if not name.startswith(_METHOD) and name not in NOT_WHAT_BUT_HOW
+    }
+
+
+def _shown(value: Any) -> str:
+    return flow(value).removesuffix(".0")  # 24 epochs, whether written as 24 or as 24.0
 
 
 def _allow(changes: Mapping[str, Any], allowed: tuple[str, ...], where: str, why: str) -> None:

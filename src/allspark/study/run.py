@@ -21,14 +21,12 @@ from allspark.engine.result import read_result
 from allspark.errors import ConfigError, UserError
 from allspark.files import lock_folder
 from allspark.runtime.signals import Interrupted, StopRequest
-from allspark.study.plan import Planned
+from allspark.study.plan import NOT_WHAT_BUT_HOW, Planned
 
 _POLL = 0.2  # [s]
 _OUTPUT = "output.txt"  # of a run's process, beside its log
 _PLAN = "planned.yaml"
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
-# How a run is done, not what it is.
-_FREE = {"data.workers", "data.max_pixels", "train.device", "train.log_every", "train.checkpoint_every", "eval.batch"}
 
 
 @dataclass
@@ -49,7 +47,7 @@ def missing(runs: Sequence[Planned]) -> list[Planned]:
         path = run.out / _PLAN
         if path.is_file():
             for name, old, new in differences(load_config(path), run.config):
-                if name in _FREE:
+                if name in NOT_WHAT_BUT_HOW:
                     continue
                 raise ConfigError(
                     f"{run.out}: made with {name} = {old}, the study says {new} now; take the old value, or choose "

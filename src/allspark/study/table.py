@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from allspark.study.plan import Planned
 
 COLUMNS = (
     *("family", "partition", "labeled", "method", "encoder", "seeds", "best_miou", "best_std", "last_miou", "last_std"),
-    *("paper_miou", "steps", "images_seen", "train_seconds", "peak_memory_gb", "device"),
+    *("paper_miou", "steps", "images_seen", "train_seconds", "peak_memory_gb", "device", "apart"),
 )
+_LENGTH = ("train.epochs", "train.steps_per_epoch", "optim.accumulate", "data.batch_unlabeled")
 _PAPER_METHOD = "allspark"
 _PAPER_MODEL = {"encoder": "mit-b5", "bottleneck_memory": True, "bottleneck_grouping": "class-scores"}
 
@@ -32,6 +33,7 @@ class Row:
         last: (seeds,), mIoU of the last epoch.
         paper: the paper's mIoU; None: it has no such row.
         results: result.json of each seed.
+        apart: what this row has of its own that is not the method, as :class:`allspark.study.plan.Planned` says it.
     """
 
     family: str
@@ -41,6 +43,7 @@ class Row:
     last: tuple[float, ...]
     paper: float | None
     results: tuple[Mapping[str, Any], ...]
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     def mean_of(self, key: str) -> float:
         """Mean of a number of the results over the seeds."""
@@ -79,6 +82,7 @@ def rows_of(runs: Sequence[Planned], paper: Mapping[str, Mapping[str, float]]) -
                 scores["last_miou"],
                 paper.get(method, {}).get(partition, published),
                 tuple(result for _, result in found),
+                run.apart,
             )
         )
     return rows
@@ -91,14 +95,22 @@ def _is_papers(run: Planned) -> bool:
 
 
 def fairness(runs: Sequence[Planned]) -> list[str]:
-    """What the runs had in common, as found in their results; a line each, exceptions first."""
+    """What the runs had in common, as found in their results; a line each, exceptions first.
+
+    Rows that are apart by their length or by what they begin with are held against each other where that is the same.
+    """
     results = [(run, result) for run in runs if (result := read_result(run.out)) is not None]
     lines: list[str] = []
-    for what, key, scope in (
+    scopes: list[tuple[str, str, Callable[[Planned], tuple[Any, ...]]]] = [
         ("lists of images", "lists", lambda run: (run.partition, run.seed)),
-        ("weight updates", "steps", lambda run: (run.partition, run.seed)),
-        ("initial weights of encoder and decoder", "initial_weights", lambda run: (run.seed, _network(run))),
-    ):
+        ("weight updates", "steps", lambda run: (run.partition, run.seed, *_own(run, _LENGTH))),
+        (
+            "initial weights of encoder and decoder",
+            "initial_weights",
+            lambda run: (run.seed, _network(run), *_own(run, ("train.begin_with",))),
+        ),
+    ]
+    for what, key, scope in scopes:
         seen: dict[Any, set[Any]] = defaultdict(set)
         for run, result in results:
             seen[scope(run)].add(str(result[key]))
@@ -108,6 +120,10 @@ def fairness(runs: Sequence[Planned]) -> list[str]:
         else:
             lines.append(f"same {what}")
     return lines
+
+
+def _own(run: Planned, names: Sequence[str]) -> list[str]:
+    return [f"{name} {run.apart[name]}" for name in names if name in run.apart]
 
 
 def _network(run: Planned) -> str:
@@ -142,13 +158,17 @@ def markdown(rows: Sequence[Row], runs: Sequence[Planned], title: str) -> str:
     ]
     lines[-1] += "standard deviation over seeds (n - 1); best is chosen on these images, last is not."
     if rows:
-        lines += ["", f"The runs of one seed and partition have the {', '.join(fairness(runs))}; the same views."]
+        but = "; but for what is said below the table of some rows" if any(row.apart for row in rows) else ""
+        same = f"The runs of one seed and partition have the {', '.join(fairness(runs))}; the same views{but}."
+        lines += ["", same]
     for family in dict.fromkeys(row.family for row in rows):
         some = [row for row in rows if row.family == family]
         lines += ["", f"## {family}", "", "| partition | labelled | method | encoder | seeds | best | last | paper |"]
         lines[-1] += " updates | images seen | training time | peak memory |"
         lines.append("|---" * 12 + "|")
         lines += [_line(row) for row in some]
+        apart = dict.fromkeys(f"{row.method}: {_apart(row)}" for row in some if row.apart)
+        lines += ["", f"Not the method alone: {'. '.join(apart)}."] if apart else []
     devices = sorted({result["device"] for row in rows for result in row.results})
     if devices:
         lines += ["", f"Hardware: {'; '.join(devices)}."]
@@ -177,6 +197,10 @@ def _line(row: Row) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def _apart(row: Row) -> str:
+    return ", ".join(f"{name} {what}" for name, what in row.apart.items())
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation; a single value has no spread."""
     if not values:
@@ -201,6 +225,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "method": row.method,
         "seeds": " ".join(str(result["seed"]) for result in row.results),
         "paper_miou": "" if row.paper is None else row.paper,
+        "apart": _apart(row),
         **{name: first[name] for name in ("labeled", "encoder", "device")},
         **{name: round(row.mean_of(name)) for name in ("steps", "images_seen", "train_seconds")},
         "peak_memory_gb": round(max(result["peak_memory"] for result in row.results) / 1e9, 3),
