@@ -207,7 +207,7 @@ def test_overrides_add_up_and_the_last_one_wins():
         ("data.batch_labeled=0", "data.batch_labeled: expected greater than or equal to 1, got 0"),
         ("method.name=unimach", "method.name: no method 'unimach'; did you mean unimatch? there are supervised,"),
         ("method.memory=off", "unknown key method.memory: it is model.bottleneck_memory now"),
-        ("method.confidence=0.9", "method.confidence: a setting of method fixmatch or unimatch, not of allspark"),
+        ("method.confidence=0.9", "method.confidence: a setting of method fixmatch, unimatch"),
         ("seed=!!python/name:os.system", "tags (!)"),
     ],
 )

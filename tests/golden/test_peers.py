@@ -17,7 +17,9 @@ from allspark.methods.cps import CPS
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks
+from allspark.methods.perturbations import complementary_dropout, complementary_masks
 from allspark.methods.unimatch import UniMatch
+from allspark.methods.unimatch_v2 import UniMatchV2
 from allspark.models.segmenter import Features, Segmenter
 from tests.golden.arrays import Arrays
 from tests.helpers import pixels
@@ -121,6 +123,46 @@ def test_unimatch():
     close(dropped.grad, arrays["grad_logits_fp"])
     close(logits_x.grad, arrays["grad_logits_x"])
     assert logits_w.grad is None or not logits_w.grad.any()
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_unimatch_v2(dropout):
+    arrays = Arrays("peers/unimatch_v2_loss")
+    settings = UniMatchV2.settings(confidence=float(arrays["threshold"]), feature_dropout=dropout)
+    method = UniMatchV2(settings, Playback)
+    logits_x, *strong = with_grad(arrays, "logits_x", "logits_s1", "logits_s2")
+    method.segmenter.answers = [torch.cat([logits_x, *strong])]
+    method.teacher.network.answers = [arrays["teacher_logits_w"]]
+    views = torch.stack([arrays["x_s1"], arrays["x_s2"]])
+    own = unlabeled(arrays["pad"], views, arrays["box1"], arrays["box2"])
+    output = method(TrainBatch(labeled(arrays["y_x"]), own), START)
+    _, *mixed = method.segmenter.shown[-1].split(3)
+    for number, image in enumerate(mixed, 1):
+        close(image, arrays[f"out_x_s{number}_mixed"])
+    for name, term in output.terms.items():
+        close(term.mean(), arrays[f"out_loss_{name.replace('strong', 's').replace('labeled', 'x')}"])
+    close(output.loss, arrays["out_loss"])
+    output.loss.backward()
+    close(logits_x.grad, arrays["grad_logits_x"])
+    for number, logits in enumerate(strong, 1):
+        close(logits.grad, arrays[f"grad_logits_s{number}"])
+
+
+def test_complementary_dropout(monkeypatch):
+    """The masks are the official ones for its draws, and every map of one width is multiplied by them."""
+    arrays = Arrays("peers/unimatch_v2_compdrop_dpt")
+    kept, perm = arrays["bernoulli"].bool(), arrays["perm"]
+    whole = torch.zeros(len(perm), dtype=torch.bool)
+    whole[perm[: len(perm) // 2]] = True
+    masks = complementary_masks(kept, whole)
+    close(masks.double(), arrays["out_mask"])
+    maps = tuple(arrays[f"feat{i}"].mT.unflatten(2, arrays["grid"].tolist()) for i in range(4))  # (2u, c, h, w)
+    draws = iter([perm.double(), 1 - arrays["bernoulli"]])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: next(draws))
+    dropped = complementary_dropout(Features(maps, (3, 4), (3, 4)))
+    close(dropped.maps[0].flatten(2).mT, arrays["out_feat0"])
+    for before, after in zip(maps, dropped.maps, strict=True):
+        close(after, before * arrays["out_mask"][:, :, None, None])
 
 
 def test_cps():

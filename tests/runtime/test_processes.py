@@ -22,6 +22,7 @@ from tests.fakes import ENCODERS
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
+V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
 HARD = ["method.ohem_threshold=0.05"]
 BOTTLENECK = ["model.bottleneck=allspark"]
 ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
@@ -89,12 +90,15 @@ def network(name):
         pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", "method.filter=percentile", *NO_FEATURES], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES], marks=pytest.mark.slow),
+        # pairs are those of a process: without CutMix there are none
+        pytest.param([*V2, "method.confidence=0.3", "method.cutmix=0"], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
-        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "cps with AdamW", "plain cps"),
+        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
+        *("cps with AdamW", "plain cps"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

@@ -117,7 +117,8 @@ def unknown(key: str, method: str) -> str:
         name for name, settings in METHOD_CONFIGS.items() if section == "method" and leaf in settings.model_fields
     ]
     if owners:
-        return f"{key}: a setting of method {' or '.join(owners)}, not of {method}"
+        others = ", ".join(owners[:-1])
+        return f"{key}: a setting of method {others}{' or ' if others else ''}{owners[-1]}, not of {method}"
     known = keys(method)
 
     def likeness(name: str) -> float:

@@ -124,6 +124,19 @@ class UniMatch(Consistency):
     feature_dropout: Probability = Field(0.5, description="share of the channels that the feature stream drops")
 
 
+class UniMatchV2(Consistency):
+    """A teacher's confident labels supervise two strong views, whose features lose complementary channels."""
+
+    joint: ClassVar[bool] = True
+
+    name: Literal["unimatch-v2"] = Field("unimatch-v2", description="the training method")
+    cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted, for each view")
+    feature_dropout: bool = Field(
+        True, description="drop each channel of half of the images in one strong view or in the other"
+    )
+    ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
+
+
 class CPS(MethodConfig):
     """Two networks, each trained on the other's hard predictions."""
 
@@ -140,6 +153,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "allspark": AllSpark,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
+    "unimatch-v2": UniMatchV2,
     "cps": CPS,
 }
 """Settings by the name of their method."""

@@ -11,6 +11,7 @@ from allspark.methods.fixmatch import FixMatch
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.supervised import Supervised
 from allspark.methods.unimatch import UniMatch
+from allspark.methods.unimatch_v2 import UniMatchV2
 from allspark.models.segmenter import Segmenter, build_segmenter
 
 METHODS: dict[str, type[Method]] = {
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "allspark": AllSpark,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
+    "unimatch-v2": UniMatchV2,
     "cps": CPS,
 }
 

@@ -1,0 +1,118 @@
+"""UniMatch V2 (Yang et al., TPAMI 2025): a teacher's labels for two strong views that lose complementary channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.config import methods as config
+from allspark.data.boxes import UniMatchBoxes
+from allspark.kernels.logits import Logits
+from allspark.methods.base import class_pixels
+from allspark.methods.consistency import Consistency
+from allspark.methods.losses import masked_cross_entropy
+from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
+from allspark.methods.perturbations import complementary_dropout
+from allspark.methods.teacher import Teacher
+from allspark.models.allspark import Guide
+from allspark.models.segmenter import Features, Segmenter
+
+
+class UniMatchV2(Consistency):
+    """The teacher labels weak views; the student has to say the same of two strong ones, which share out the channels.
+
+    The partner of an image is the one at its place in the reversed micro-batch of the process; each view has a CutMix
+    box of its own. The losses of strong views are means over all pixels that are no padding, confident or not.
+
+    Published are two passes of the student, over labelled images and over strong views. Here it is one over all, as in
+    ``fixmatch``: the same for a transformer with a DPT head, which has no batch norm (and the only network published).
+    Batch norm, where there is some, then sees each step once and labelled and strong images alike; its averages, which
+    the teacher takes over, are those of all images and not of the strong ones of the last pass.
+
+    With a bottleneck, labelled images and the first strong view pass it together, guided by the teacher's scores; the
+    second one passes it as in inference. Channels are dropped behind it, so that the memory holds whole features.
+    """
+
+    settings = config.UniMatchV2
+
+    def __init__(self, settings: config.UniMatchV2, build: Callable[[], Segmenter]) -> None:
+        super().__init__(settings, build)
+        self.views = Views(labeled=settings.labeled_views, strong=2, boxes=UniMatchBoxes(settings.cutmix))
+        self.feature_dropout = settings.feature_dropout
+        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
+
+    def begin(self) -> None:
+        """The teacher starts as the student."""
+        self.teacher.begin(self.segmenter)
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step: label weak views, mix strong ones, learn from labelled images and both views in one pass."""
+        labeled, unlabeled = batch.labeled, batch.unlabeled
+        assert labeled is not None
+        assert unlabeled is not None
+        assert unlabeled.strong is not None
+        boxes = _boxes(unlabeled)  # (u, H, W) for each view
+        scores = self.teacher.logits(unlabeled.weak)
+        valid = valid_pixels(unlabeled)
+        labels, sure = self.filter(scores, valid, progress)
+        images = [_cutmix(view, box) for view, box in zip(unlabeled.strong, boxes, strict=True)]
+
+        guide = None
+        if self.segmenter.bottleneck is not None:
+            reverse = Logits(scores.coarse.flip(0), scores.padded, scores.size)
+            guide = self.guide(mix_logits(scores, reverse, boxes[0]), len(labeled.image), progress)
+        features = self._encode(labeled.image, images, guide)
+        if self.feature_dropout:
+            features = complementary_dropout(features, num_clean=len(labeled.image))
+        sizes = [len(labeled.image), *map(len, images)]
+        logits_l, *logits_s = self.segmenter.decode(features).split(sizes)
+
+        terms = {"labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask)}
+        weight = self.unlabeled_weight(progress) / len(boxes)
+        for number, (logits, box) in enumerate(zip(logits_s, boxes, strict=True), 1):
+            target, keep, over = (_cutmix(x, box) for x in (labels, sure, valid))
+            terms[f"strong{number}"] = weight * masked_cross_entropy(logits, target, keep, over)
+        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
+        return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+
+    def _encode(self, labeled: Tensor, strong: list[Tensor], guide: Guide | None) -> Features:
+        """Features of labelled images and of both strong views, behind the bottleneck."""
+        features = self.segmenter.encode(torch.cat([labeled, *strong]))
+        if self.segmenter.bottleneck is None:
+            return features
+        guided, alone = features.split([len(labeled) + len(strong[0]), len(strong[1])])
+        return Features.cat(
+            [self.segmenter.apply_bottleneck(guided, guide), self.segmenter.apply_bottleneck(alone)],
+        )
+
+    def after_step(self, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.follow(self.segmenter, progress)
+
+    @property
+    def deployed(self) -> Segmenter:
+        """The teacher."""
+        return self.teacher.network
+
+    def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """Padding is mixed as the images are."""
+        assert batch.unlabeled is not None
+        valid, known = valid_pixels(batch.unlabeled), super().counts(batch)
+        del known["unlabeled"]
+        boxes = _boxes(batch.unlabeled)
+        return known | {f"strong{number}": _cutmix(valid, box).sum() for number, box in enumerate(boxes, 1)}
+
+
+def _cutmix(x: Tensor, where: Tensor) -> Tensor:
+    """(u, ...) with the reversed batch in the boxes."""
+    return mix(x, x.flip(0), where)
+
+
+def _boxes(unlabeled: UnlabeledBatch) -> list[Tensor]:
+    """What is pasted, (u, H, W) for each strong view."""
+    assert unlabeled.boxes is not None
+    return [box_masks(boxes, unlabeled.weak.shape[2:]) for boxes in unlabeled.boxes]
