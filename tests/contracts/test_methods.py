@@ -14,6 +14,8 @@ from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
 from allspark.methods import METHODS, build_method
+from allspark.methods.base import deployed_name
+from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 from tests.fakes import ENCODERS
 from tests.helpers import batch_of
@@ -174,6 +176,11 @@ def test_networks_train_and_one_of_the_methods_is_deployed(method):
     trained = {id(p) for network in method.networks() for p in network.parameters()}
     assert trained <= {id(p) for p in method.parameters() if p.requires_grad}
     assert isinstance(method.deployed, Segmenter) and method.deployed in set(method.modules())
+    candidates = method.candidates()
+    assert candidates[deployed_name(method)] is method.deployed
+    if len(method.networks()) == 1:  # a teacher of the package's kind is one of them, the student another
+        teachers = [part.network for part in method.modules() if isinstance(part, Teacher)]
+        assert {id(x) for x in candidates.values()} == {id(x) for x in (method.networks()[0], *teachers)}
 
 
 def test_what_is_derived_from_weights_follows_those_that_come_later(method):

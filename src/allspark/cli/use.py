@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
 CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="which network of the method: student, teacher; first, second, mean (cps); network, average (supervised) "
+        "(default: the one that was kept as best)",
+    ),
+]
 ModeOption = Annotated[
     Literal["whole", "window"] | None, typer.Option(help="whole image at once or sliding window (default: the run's)")
 ]
@@ -35,7 +43,11 @@ def evaluate(
         str, typer.Option("--split", metavar="NAME", help="val, train, a list file, or NAME for DATA/NAME.txt")
     ] = "val",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
-    checkpoint: CheckpointOption = "best",
+    checkpoint: Annotated[
+        Literal["best", "last"] | None,
+        typer.Option(help="which checkpoint of the run (default: best; with --network last, which holds all networks)"),
+    ] = None,
+    network: NetworkOption = None,
     mode: ModeOption = None,
     precision: PrecisionOption = None,
     plugin: PluginOption = None,
@@ -46,7 +58,7 @@ def evaluate(
     from allspark.engine.run import open_run
     from allspark.inference.evaluate import evaluate as score
 
-    opened = open_run(run, checkpoint)
+    opened = open_run(run, checkpoint or ("best" if network is None else "last"), network)
     where = data_of_run(opened.config, data, split_name, source_name)
     source = open_source(where, require_labels=False)
     require_same_classes(opened.classes, source)
@@ -63,7 +75,13 @@ def evaluate(
             progress=progress,
         )
     if as_json:
-        head = {"run": str(run), "checkpoint": opened.checkpoint, "split": split_name, "images": len(samples)}
+        head = {
+            "run": str(run),
+            "checkpoint": opened.checkpoint,
+            "network": network,
+            "split": split_name,
+            "images": len(samples),
+        }
         print_json(head | scores.to_json(opened.classes))
     else:
         print_scores(scores, opened.classes, len(samples))

@@ -214,6 +214,11 @@ class EvalConfig(Section):
         2 / 3, description="distance of two windows, as a fraction of the window"
     )
     batch: Positive = free(4, description="windows (or images of equal size) computed at once")
+    compare: bool = free(
+        False,
+        description="score at each validation, beside the network that is deployed, the others that could be (student "
+        "and teacher, both networks of cps and their mean): a pass over the validation images for each",
+    )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="arithmetic of the network")
 
 

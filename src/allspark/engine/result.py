@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 
-from allspark.batch import Views
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config
 from allspark.data.partitions import partition_of
@@ -20,11 +19,12 @@ from allspark.data.source import Source
 from allspark.engine.recorder import RunState
 from allspark.engine.run_folder import fingerprints
 from allspark.errors import DataError
+from allspark.methods.base import Method, deployed_name
 from allspark.runtime.version import VERSION
 
 
 def result_of(
-    config: Config, source: Source, state: RunState, device: torch.device, processes: int, views: Views
+    config: Config, source: Source, state: RunState, device: torch.device, processes: int, method: Method
 ) -> dict[str, Any]:
     """What RUN/result.json holds: scores from 0 to 1, times in seconds, memory in bytes.
 
@@ -34,12 +34,13 @@ def result_of(
         state: where it ended.
         device: where it computed.
         processes: how many did.
-        views: what the method asks for.
+        method: as it was trained.
     """
-    images = images_per_update(config.data, config.optim.accumulate, processes, views)
+    images = images_per_update(config.data, config.optim.accumulate, processes, method.views)
     partition = partition_of(config.data.source, source)
     return {
         "method": config.method.name,
+        "network": deployed_name(method),
         "encoder": config.model.encoder,
         "bottleneck": config.model.bottleneck,
         "seed": config.seed,

@@ -18,7 +18,9 @@ from allspark.data.source import RGB, Source
 from allspark.engine.checkpoint import FORMAT, Checkpoint, checkpoint_path, load_checkpoint
 from allspark.errors import CheckpointError, ConfigError
 from allspark.inference.predictor import Predictor
-from allspark.methods.base import Method
+from allspark.methods import build_method
+from allspark.methods.base import Method, deployed_name
+from allspark.models.ensemble import Network
 from allspark.models.segmenter import Segmenter, build_segmenter
 
 MODEL = "model."
@@ -31,11 +33,11 @@ _MEMORY = "bottleneck.memory."
 class Run:
     """A trained network with all that is needed to use it."""
 
-    segmenter: Segmenter
+    segmenter: Network
     config: Config
     classes: tuple[str, ...]
     palette: tuple[RGB, ...]
-    checkpoint: Literal["best", "last"]
+    checkpoint: str
     meta: dict[str, Any]
 
     def predictor(self, *, mode: str | None = None, precision: str | None = None) -> Predictor:
@@ -122,27 +124,56 @@ def _does_not_fit(path: Path, error: RuntimeError) -> str:
     return f"{path}: does not fit the network of its configuration ({reason})"
 
 
-def open_run(run: Path, which: Literal["best", "last"] = "best") -> Run:
+def open_run(run: Path, which: Literal["best", "last"] = "best", network: str | None = None) -> Run:
     """Open a trained network for evaluation or prediction.
 
     Args:
         run: folder that `train` or `import-checkpoint` wrote.
         which: the best checkpoint by validation mIoU, or the last one (also taken where there is no best).
+        network: one of the method's candidates, such as ``student``; None: the one that is deployed.
 
     Raises:
-        CheckpointError: no run, or its checkpoint is damaged or does not fit.
+        CheckpointError: no run, its checkpoint is damaged or does not fit, or it holds no such network.
     """
     path = checkpoint_path(run, which)
     if which == "best" and not path.is_file():
-        which, path = "last", checkpoint_path(run, "last")
+        path = checkpoint_path(run, "last")
     if not path.is_file():
         raise CheckpointError(f"{run}: not a run (no {checkpoint_path(run, 'last')}); give the folder of `train --out`")
+    return open_checkpoint(path, network)
+
+
+def open_checkpoint(path: Path, network: str | None = None) -> Run:
+    """Open a network of a checkpoint file; as :func:`open_run`."""
     checkpoint = load_checkpoint(path)
     config, classes = saved_config(checkpoint, path), tuple(checkpoint.meta["classes"])
-    segmenter = build_segmenter(network_config(config), len(classes), config.data.crop, load_weights=False)
-    load_network(segmenter, checkpoint, path)
+    segmenter: Network
+    if network is None:
+        segmenter = build_segmenter(network_config(config), len(classes), config.data.crop, load_weights=False)
+        load_network(segmenter, checkpoint, path)
+    else:
+        segmenter = _candidate(config, checkpoint, path, network)
     palette = tuple((r, g, b) for r, g, b in checkpoint.meta["palette"])
-    return Run(segmenter.eval(), config, classes, palette, which, checkpoint.meta)
+    return Run(segmenter.eval(), config, classes, palette, path.stem, checkpoint.meta)
+
+
+def _candidate(config: Config, checkpoint: Checkpoint, path: Path, name: str) -> Network:
+    """A network that the method of a checkpoint could deploy."""
+    model = config.model.model_copy(update={"pretrained": "none"})  # all weights are in the checkpoint
+    method = build_method(config.model_copy(update={"model": model}), len(checkpoint.meta["classes"]))
+    candidates = method.candidates()
+    if name not in candidates:
+        raise CheckpointError(
+            f"{path}: method {config.method.name} has no network {name!r}; there are {', '.join(candidates)}"
+        )
+    if candidates[name] is method.deployed:
+        load_network(method.deployed, checkpoint, path)
+    elif any(saved not in checkpoint.tensors for saved in method_names(method).values()):
+        alone = deployed_name(method)
+        raise CheckpointError(f"{path}: holds the {alone} alone, not the {name}; the last checkpoint holds all of them")
+    else:
+        load_method(method, checkpoint, path)
+    return candidates[name]
 
 
 def saved_config(checkpoint: Checkpoint, path: Path) -> Config:

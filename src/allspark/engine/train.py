@@ -30,6 +30,7 @@ from allspark.engine.sinks import FileLog, Sink, Sinks, TensorBoard
 from allspark.engine.validation import Validator
 from allspark.errors import DataError, UserError
 from allspark.methods import METHODS
+from allspark.methods.base import deployed_name
 from allspark.runtime.agreement import (
     CONTINUE,
     FAILED,
@@ -120,6 +121,8 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
                 sink.note(what_begins(config, source, folder.path, accelerator, f"{total} steps of {epoch} an epoch"))
                 if not source.val:
                     sink.note("no validation images: the last checkpoint is the result")
+                elif len(method.candidates()) > 1:
+                    sink.note(f"the network that is scored and kept as best: {deployed_name(method)}")
                 opened.callback(sink.end)
                 sink.begin(state.step, total)
         training = _Training(learner, recorder, folder, validator, config.train, accelerator, about)
@@ -130,7 +133,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             training.run(batches, accumulate)
         with fail_together():
             if accelerator.is_main_process:
-                folder.write_result(result_of(config, source, state, device, world, method.views))
+                folder.write_result(result_of(config, source, state, device, world, method))
     return TrainResult(folder.path, state.step, state.best, state.last)
 
 
@@ -234,8 +237,10 @@ class _Training:
         method, state = self.learner.method, self.recorder.state
         row = self.recorder.head()
         predictor = self.validator.predictor(method, self.accelerator.device)
-        with unsharded(method.deployed):
+        others = self.validator.others(method, self.accelerator.device)
+        with unsharded(method if others else method.deployed):
             row |= self.validator.score(predictor, state)
+            row |= self.validator.compare(others, deployed_name(method), row)
             with fail_together():
                 if self.accelerator.is_main_process:
                     row |= self.validator.health(predictor, method, state, state.step / self.learner.total_steps)

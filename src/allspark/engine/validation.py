@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from allspark.engine import health
 from allspark.engine.recorder import RunState
 from allspark.errors import DataError
 from allspark.inference.evaluate import evaluate
+from allspark.inference.metrics import Scores
 from allspark.inference.predictor import Predictor
 from allspark.methods.base import Method
 
@@ -47,6 +48,26 @@ class Validator:
         """What predicts with the deployed network. Make it before ``unsharded``: to move a network divides it."""
         return Predictor(method.deployed, self._how, device)
 
+    def others(self, method: Method, device: torch.device) -> dict[str, Predictor]:
+        """What predicts with each of the networks that could be deployed as well, if they are compared."""
+        if not self._how.compare:
+            return {}
+        others = ((name, x) for name, x in method.candidates().items() if x is not method.deployed)
+        return {name: Predictor(network, self._how, device) for name, network in others}
+
+    def compare(self, others: Mapping[str, Predictor], name: str, scores: Mapping[str, Any]) -> dict[str, float]:
+        """Score other networks than the one that is deployed: ``miou_NAME`` of each, and of that one, for the log.
+
+        Args:
+            others: what predicts with them.
+            name: of the deployed network.
+            scores: its own, as ``score`` returned them.
+        """
+        if not others or "miou" not in scores:
+            return {}
+        found = {f"miou_{name}": scores["miou"]}
+        return found | {f"miou_{other}": self._evaluate(predictor).miou for other, predictor in others.items()}
+
     def score(self, predictor: Predictor, state: RunState) -> dict[str, Any]:
         """Score the validation images, all processes together.
 
@@ -58,7 +79,15 @@ class Validator:
         """
         if not self._source.val:
             return {}
-        scores = evaluate(
+        scores = self._evaluate(predictor)
+        state.last = scores.miou
+        best = state.best is None or scores.miou > state.best
+        if best:
+            state.best, state.best_step = scores.miou, state.step
+        return {**scores.to_json(self._source.classes), "best": best}
+
+    def _evaluate(self, predictor: Predictor) -> Scores:
+        return evaluate(
             predictor,
             self._source.val,
             self._source,
@@ -66,11 +95,6 @@ class Validator:
             max_pixels=self._data.max_pixels,
             on_bad=self._skipped if self._data.on_bad_image == "skip" else None,
         )
-        state.last = scores.miou
-        best = state.best is None or scores.miou > state.best
-        if best:
-            state.best, state.best_step = scores.miou, state.step
-        return {**scores.to_json(self._source.classes), "best": best}
 
     def _skipped(self, error: DataError) -> None:
         self._note(f"skipped: {error}")

@@ -18,7 +18,7 @@ from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
 from allspark.inference.window import plan, windowed
 from allspark.kernels.logits import Logits
-from allspark.models.segmenter import Segmenter
+from allspark.models.ensemble import Network
 from allspark.runtime.modes import evaluating
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED")
@@ -48,17 +48,17 @@ class Predictor:
         normalisation: what the network takes of RGB.
 
     Args:
-        segmenter: the network.
+        segmenter: the network, or several as one.
         config: whole image or sliding window, sizes, precision. Mixed precision (bf16, fp16) leaves the weights as they
             are; fp64 computes with float64 copies of them.
         device: where to compute, the segmenter is moved there; None: where it is.
     """
 
-    def __init__(self, segmenter: Segmenter, config: EvalConfig, device: torch.device | str | None = None) -> None:
+    def __init__(self, segmenter: Network, config: EvalConfig, device: torch.device | str | None = None) -> None:
         self.segmenter = segmenter
         self.config = config
         self.normalisation = segmenter.normalisation
-        self._copy: Segmenter | None = None  # in double precision, while it is used
+        self._copy: Network | None = None  # in double precision, while it is used
         first = next(segmenter.parameters(), None)
         if device is None:
             device = "cpu" if first is None else first.device

@@ -15,7 +15,9 @@ from allspark.config.methods import MethodConfig
 from allspark.kernels.logits import Logits
 from allspark.methods.losses import labeled_loss
 from allspark.methods.mixing import valid_pixels
+from allspark.methods.teacher import Teacher
 from allspark.models.allspark import Guide, SemanticMemory
+from allspark.models.ensemble import Network
 from allspark.models.segmenter import Segmenter
 from allspark.runtime.modes import evaluating
 
@@ -65,8 +67,22 @@ class Method(nn.Module, ABC):
 
     @property
     def deployed(self) -> Segmenter:
-        """The network that is evaluated, kept as best, used for predictions and exported."""
+        """The network that is evaluated, kept as best, used for predictions and exported.
+
+        A method says once and for all which it is: to choose the better one by its score would be to choose by the
+        validation images.
+        """
         return self.networks()[0]
+
+    def candidates(self) -> dict[str, Network]:
+        """What could be deployed, by name: scored side by side on request (eval.compare, ``allspark eval --network``).
+
+        Here the student and the teacher, where there is one; else the network. ``deployed`` is one of them.
+        """
+        for part in self.children():
+            if isinstance(part, Teacher) and self.deployed in (self.networks()[0], part.network):
+                return {"student": self.networks()[0], "teacher": part.network}
+        return {"network": self.deployed}
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """The counts of terms that follow from the batch alone, by the name of the term.
@@ -118,6 +134,11 @@ class Method(nn.Module, ABC):
     def memory(self) -> SemanticMemory | None:
         """The semantic memory of the network's bottleneck, if it has one."""
         return None if self.segmenter.bottleneck is None else self.segmenter.bottleneck.memory
+
+
+def deployed_name(method: Method) -> str:
+    """Which of a method's candidates is deployed."""
+    return next(name for name, network in method.candidates().items() if network is method.deployed)
 
 
 def eval_logits(segmenter: Segmenter, image: Float[Tensor, "u 3 H W"]) -> Logits:

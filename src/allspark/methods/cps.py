@@ -14,6 +14,7 @@ from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels
 from allspark.methods.losses import cross_entropy
 from allspark.methods.mixing import box_masks, mix
+from allspark.models.ensemble import Ensemble, Network
 from allspark.models.segmenter import Segmenter
 
 
@@ -37,6 +38,10 @@ class CPS(Method):
     def networks(self) -> tuple[Segmenter, ...]:
         """Both train."""
         return self.segmenter, self.second
+
+    def candidates(self) -> dict[str, Network]:
+        """Each of the two, and the mean of what they say."""
+        return {"first": self.segmenter, "second": self.second, "mean": Ensemble(self.networks())}
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: both networks see the same images, labelled and unlabelled ones apart."""

@@ -8,6 +8,7 @@ from allspark.batch import Progress, StepOutput, TrainBatch, Views
 from allspark.config import methods as config
 from allspark.methods.base import Method, class_pixels
 from allspark.methods.teacher import Teacher
+from allspark.models.ensemble import Network
 from allspark.models.segmenter import Segmenter
 
 
@@ -48,3 +49,10 @@ class Supervised(Method):
     def deployed(self) -> Segmenter:
         """The average where there is one, else the network itself."""
         return self.segmenter if self.average is None else self.average.network
+
+    def candidates(self) -> dict[str, Network]:
+        """The network, and the average of its weights where there is one."""
+        candidates: dict[str, Network] = {"network": self.segmenter}
+        if self.average is not None:
+            candidates["average"] = self.average.network
+        return candidates

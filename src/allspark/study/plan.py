@@ -31,7 +31,7 @@ Changes = Annotated[dict[str, Any], BeforeValidator(_nothing)]
 
 NOT_WHAT_BUT_HOW = frozenset(
     {
-        *("data.workers", "data.max_pixels", "eval.batch", "train.device"),
+        *("data.workers", "data.max_pixels", "eval.batch", "eval.compare", "train.device"),
         *("train.log_every", "train.checkpoint_every", "train.keep_every"),
     }
 )
