@@ -37,7 +37,7 @@ def names(model: type[Section], prefix: str = "", method: type[Section] = AllSpa
 
 def flat(config: Config) -> dict[str, object]:
     """Values by dotted name, found without the code under test."""
-    return {name: reduce(getattr, name.split("."), config) for name in names(Config)}
+    return {name: reduce(getattr, name.split("."), config) for name in names(Config, method=type(config.method))}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -67,8 +67,10 @@ def test_recipe_names_what_differs_from_the_defaults_and_nothing_else(name):
     tree = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))
     written = {f"{key}.{inner}" for key, part in tree.items() if isinstance(part, dict) for inner in part}
     written |= {key for key, part in tree.items() if not isinstance(part, dict)}
-    recipe, default = flat(load_recipe(name)), flat(Config())
-    assert written == {key for key in recipe if recipe[key] != default[key]}
+    config = load_recipe(name)
+    recipe, default = flat(config), flat(Config(method=METHOD_CONFIGS[config.method.name]()))
+    other_method = {"method.name"} if config.method.name != Config().method.name else set()
+    assert written == {key for key in recipe if recipe[key] != default[key]} | other_method
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -252,6 +254,8 @@ def test_another_method_brings_its_own_settings_and_keeps_what_all_have():
     assert other == METHOD_CONFIGS["fixmatch"](labeled_loss="ohem", ohem_min_kept=7, confidence=0.9)
     again = apply_overrides(Config(method=other), ["method.name=fixmatch"]).method
     assert again == other  # the same method is not reset
+    kin = apply_overrides(Config(method=other), ["method.name=unimatch"]).method
+    assert kin == METHOD_CONFIGS["unimatch"](labeled_loss="ohem", ohem_min_kept=7, confidence=0.9)  # has a filter too
     back = apply_overrides(Config(method=other), ["method.name=supervised"]).method
     assert back == METHOD_CONFIGS["supervised"](labeled_loss="ohem", ohem_min_kept=7)
 

@@ -56,7 +56,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="seed of weights and sampling")] = 0,
     steps: Annotated[int | None, typer.Option(min=4, help="weight updates a method (default: the recipe's)")] = None,
 ) -> None:
-    """Train and compare three methods on generated scenes, in some minutes on a CPU."""
+    """Train with and without unlabelled images on generated scenes, in some minutes on a CPU, and compare."""
     from allspark.cli.demo import run_demo
 
     run_demo(out, seed=seed, steps=steps)

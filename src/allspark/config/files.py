@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from allspark.config.keys import MOVED, explain, is_section, is_text, keys, ratio, section_of, short, unknown
-from allspark.config.methods import MethodConfig, method_config
+from allspark.config.methods import method_config
 from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
@@ -139,14 +139,16 @@ def _override_value(key: str, text: str, method: str, name: str) -> Any:
 
 
 def _other_method(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings of another method: its defaults, but for what all methods have in common."""
+    """The settings of another method: its defaults, but for what both methods have from one class of settings."""
     try:
-        method_config(name)
+        other = method_config(name)
     except ConfigError as error:
         raise ConfigError(f"--set {error}") from error
-    if settings["name"] == name:
+    own = method_config(settings["name"])
+    if own is other:
         return settings
-    return {key: value for key, value in settings.items() if key in MethodConfig.model_fields} | {"name": name}
+    common: type[Any] = next(base for base in own.__mro__ if issubclass(other, base))
+    return {key: value for key, value in settings.items() if key in common.model_fields} | {"name": name}
 
 
 def save_config(config: Config, path: Path) -> None:

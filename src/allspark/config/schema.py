@@ -79,14 +79,16 @@ class ModelConfig(Section):
 
     encoder: str = Field(
         "mit-b5",
-        description="mit-b0 .. mit-b5, resnet-50, resnet-101, a transformers hub name or local folder, or a model type "
-        "(swin, ...)",
+        description="efficientnet-lite0 (its weights are installed with AllSpark), mit-b0 .. mit-b5, resnet-50, "
+        "resnet-101, a transformers hub name or local folder, or a model type (swin, ...)",
     )
     encoder_config: dict[str, Any] = Field(
         default_factory=dict, description="fields of the encoder's transformers configuration to change"
     )
     pretrained: str = free(
-        "hub", description="encoder weights: hub, none, a transformers folder, or an NVlabs .pth file"
+        "hub",
+        description="encoder weights: hub (or the installed package), none, a transformers folder, or a .pth file of "
+        "NVlabs or of EfficientNet-Lite0",
     )
     mean: tuple[float, float, float] | None = Field(
         None, description="of red, green and blue, 0 to 1, taken off every image; null: as the encoder's weights want"

@@ -22,8 +22,8 @@ _RING_EVERY = 5  # the rare class is in one scene of so many
 def generate(
     root: Path,
     *,
-    labeled: int = 24,
-    unlabeled: int = 120,
+    labeled: int = 8,
+    unlabeled: int = 160,
     val: int = 48,
     size: tuple[int, int] = (96, 128),
     seed: int = 0,
