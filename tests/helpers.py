@@ -111,7 +111,8 @@ def batch_of(views, labeled=2, unlabeled=2, size=(64, 96), classes=5, valid=None
             boxes = torch.from_numpy(np.stack([views.boxes.draw(size, rng) for rng in rngs]))
             boxes = boxes.view(draws, unlabeled, -1, 4)
         strong = torch.stack([images(unlabeled) for _ in range(views.strong)]) if views.strong else None
-        return UnlabeledBatch(images(unlabeled), valid, (), strong, boxes)
+        chance = torch.rand(unlabeled, dtype=dtype) if views.chance else None
+        return UnlabeledBatch(images(unlabeled), valid, (), strong, boxes, chance)
 
     mask = torch.randint(0, classes, (labeled, *size))
     return TrainBatch(

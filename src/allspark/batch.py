@@ -56,8 +56,11 @@ class Views:
             images at all (pretraining).
         unlabeled: crops of unlabelled images, their colours unchanged.
         strong: so many more views of each of these crops, pixel by pixel the same with other colours.
+        colours: how those of strong views are changed: by ``jitter``, greyscale and blur, or out of a ``random-list``.
         boxes: how CutMix boxes are drawn, one draw for each strong view (one at least); None: none are.
         partner: a second, independent draw of unlabelled images with the same views, to be mixed with the first.
+        chance: a random number for each unlabelled crop, for what a method leaves to chance; unlike torch's numbers it
+            is the same with any number of processes.
     """
 
     labeled: Literal["strong", "weak"] | None = "strong"
@@ -65,9 +68,11 @@ class Views:
     strong: int = 0
     boxes: Boxes | None = None
     partner: bool = False
+    colours: Literal["jitter", "random-list"] = "jitter"
+    chance: bool = False
 
     def __post_init__(self) -> None:
-        if not self.unlabeled and (self.labeled is None or self.strong or self.boxes or self.partner):
+        if not self.unlabeled and (self.labeled is None or self.strong or self.boxes or self.partner or self.chance):
             raise ValueError(f"{self}: without unlabelled images there must be labelled ones, and no other view")
         if self.strong < 0:
             raise ValueError(f"{self}: strong counts views, expected 0 or more")
@@ -116,6 +121,7 @@ class UnlabeledBatch(_Movable):
     ids: tuple[str, ...] = ()
     strong: Tensor | None = None  # (s, u, 3, H, W), the same crops in other colours; None: not asked for
     boxes: Tensor | None = None  # (s or 1, u, r, 4) int64, see Boxes; None: not asked for
+    chance: Tensor | None = None  # (u,), from [0, 1); None: not asked for
 
     def with_images(self, dtype: torch.dtype) -> UnlabeledBatch:
         """Return the batch with its images in another floating-point type."""

@@ -65,6 +65,8 @@ def test_micro_batches_give_the_update_of_one_batch(tiny_config, name):
     config = apply_overrides(tiny_config, [f"method.name={name}", "train.precision=fp64", "optim.lr=0.1"])
     if hasattr(config.method, "confidence"):
         config = apply_overrides(config, ["method.confidence=0.25"])
+    if hasattr(config.method, "confidence_weight"):  # the other is a number of each micro-batch
+        config = apply_overrides(config, ["method.confidence_weight=pixel"])
     torch.manual_seed(5)
     views = build_method(config, 5).views
     valid = torch.ones(2, 64, 64, dtype=torch.bool)

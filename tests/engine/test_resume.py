@@ -33,7 +33,9 @@ STEPS = [
     "model.bottleneck_gate=true model.bottleneck_own=0.5",
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
     "method.name=cps method.cutmix=false",
-    "method.name=fixmatch method.filter=class-wise method.confidence=0.3 method.ramp_epochs=2",
+    "method.name=cutmix-seg method.unlabeled_views=strong method.confidence=0.2 method.distance=kl",
+    "method.name=augseg method.confidence=0.2 model.bottleneck=allspark",
+    "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
 ]

@@ -13,7 +13,9 @@ import torch
 
 from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.data.boxes import french_boxes
+from allspark.methods import augseg
 from allspark.methods.cps import CPS
+from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks
@@ -215,6 +217,74 @@ def test_percentile_of_u2pl(percent):
     assert torch.equal(y.where(keep, 255), arrays[f"out_target_p{percent}"])
     loss = masked_cross_entropy(pixels(arrays["student_logits"]), y, keep, None).mean()
     close(loss * (y.numel() / keep.double().sum()) ** 2, arrays[f"out_loss_p{percent}"])
+
+
+DISTANCES = {"squared": "var", "logits": "logits_var", "kl": "kld", "cross-entropy": "bce"}
+
+
+@pytest.mark.parametrize(("weight", "theirs"), [("batch", "batchmean"), ("pixel", "pixel")])
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_cutmix_seg(kind, weight, theirs):
+    """Their share of confident pixels is a float32, and their padding can be half a pixel: the mean of none and one."""
+    arrays = Arrays("peers/cutmixseg")
+    settings = {"confidence": float(arrays["threshold"]), "distance": kind, "confidence_weight": weight}
+    method = CutMixSeg(CutMixSeg.settings(unlabeled_views="strong", **settings), Playback)
+    (student,) = with_grad(arrays, "student_logits")
+    assert set(arrays["valid1"].unique().tolist()) == {0, 0.5, 1}
+    losses = []
+    for level in (0.5, 1):
+        method.segmenter.answers = [torch.zeros_like(student), student]
+        method.teacher.network.answers = [torch.cat([arrays["teacher_logits0"], arrays["teacher_logits1"]])]
+        pads = [(arrays[f"valid{i}"][:, 0] < level).long() for i in (0, 1)]
+        one = unlabeled(pads[0], arrays["x0"][None], arrays["mix_mask"][:, 0])
+        two = unlabeled(pads[1], arrays["x1"][None])
+        output = method(TrainBatch(labeled(pads[0]), one, partner=two), START)
+        close(method.segmenter.shown[-1], arrays["out_x_mixed"])
+        losses.append(output.terms["unlabeled"].mean())
+    loss = sum(losses) / 2
+    name = f"{DISTANCES[kind]}_{theirs}"
+    tolerance = {"rtol": 1e-6 if weight == "batch" else 1e-10, "atol": 1e-14}
+    torch.testing.assert_close(loss, arrays[f"out_loss_{name}"], **tolerance)
+    if name == "var_batchmean":
+        loss.backward()
+        torch.testing.assert_close(student.grad, arrays[f"grad_student_{name}"], **tolerance)
+
+
+@pytest.mark.parametrize(("threshold", "theirs"), [(None, "out_loss"), (0.0, "out_loss_thr_minus07")])
+def test_augseg(threshold, theirs, monkeypatch):
+    """Their threshold of -0.7 is none."""
+    arrays = Arrays("peers/augseg_mix_and_loss")
+    monkeypatch.setattr(augseg, "partners", lambda count, device: arrays["perm"])
+    confidence = float(arrays["threshold"]) if threshold is None else threshold
+    method = augseg.AugSeg(augseg.AugSeg.settings(confidence=confidence), Playback)
+    (student,) = with_grad(arrays, "student_logits")
+    method.segmenter.answers = [torch.cat([torch.zeros_like(student), student])]
+    method.teacher.network.answers = [arrays["teacher_logits"]]
+    boxes = torch.stack([arrays["box_l"].T, arrays["box_u"].T], 1)[None]
+    weak = torch.zeros_like(arrays["x_l"])
+    batch = TrainBatch(
+        LabeledBatch(arrays["x_l"], arrays["y_l"]),
+        UnlabeledBatch(weak, None, (), arrays["x_u_strong"][None], boxes, arrays["uniform"]),
+    )
+    valid = torch.ones_like(arrays["y_l"], dtype=torch.bool)
+    close(augseg.image_confidence(pixels(arrays["teacher_logits"]), valid), arrays["out_confidence"])
+    output = method(batch, START)
+    close(method.segmenter.shown[0][4:], arrays["out_x_mixed"])
+    close(output.terms["unlabeled"].mean(), arrays[theirs])
+    if threshold is None:
+        output.terms["unlabeled"].mean().backward()
+        close(student.grad, arrays["grad_student"])
+
+
+def test_sides_of_beta_boxes():
+    """Their centres are not in the arrays, but the boxes are, and the lambda that they follow from."""
+    arrays = Arrays("peers/augseg_mix_and_loss")
+    for kind in ("l", "u"):
+        top, left, bottom, right = arrays[f"box_{kind}"]
+        most = 2 * (int(16 * np.sqrt(1 - float(arrays[f"lam_{kind}"]))) // 2)
+        for first, last in ((top, bottom), (left, right)):
+            inner = (first > 0) & (last < 16)
+            assert ((last - first)[inner] == most).all() and ((last - first) <= most).all()
 
 
 def _labels_of(arrays):

@@ -41,6 +41,8 @@ Size = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 Strength = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 OffAsText = BeforeValidator(_off)
 
 _FREE = {"resume": "free"}

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from allspark.config.fields import Count, Probability, Section
+from allspark.config.fields import Count, Probability, Section, Shares
 from allspark.config.plugins import load_entry_points
 from allspark.errors import ConfigError
 
@@ -86,7 +86,11 @@ class Consistency(MethodConfig):
         "sigmoid",
         description="how it rises: sigmoid, exp(-5 (1 - t)^2) as published for mean teachers, linear, or cosine",
     )
-
+    colours: Literal["jitter", "random-list"] = Field(
+        "jitter",
+        description="colours of strong views: jitter, greyscale and blur (views.*), or one to three changes out of a "
+        "list of eleven, as strong as chance says (random-list)",
+    )
     filter: Literal["threshold", "percentile", "class-wise"] = Field(
         "threshold",
         description="which pseudo-labels count: those of a probability of confidence at least (threshold), all but a "
@@ -101,14 +105,19 @@ class Consistency(MethodConfig):
     )
 
 
-class FixMatch(Consistency):
+class MeanTeacher(Consistency):
+    """What methods have in common whose labels a teacher gives, a moving average of the network."""
+
+    ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
+
+
+class FixMatch(MeanTeacher):
     """A teacher's confident labels of weak views supervise a strong view with CutMix."""
 
     joint: ClassVar[bool] = True
 
     name: Literal["fixmatch"] = Field("fixmatch", description="the training method")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted")
-    ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
 
 
 class UniMatch(Consistency):
@@ -124,7 +133,7 @@ class UniMatch(Consistency):
     feature_dropout: Probability = Field(0.5, description="share of the channels that the feature stream drops")
 
 
-class UniMatchV2(Consistency):
+class UniMatchV2(MeanTeacher):
     """A teacher's confident labels supervise two strong views, whose features lose complementary channels."""
 
     joint: ClassVar[bool] = True
@@ -134,7 +143,6 @@ class UniMatchV2(Consistency):
     feature_dropout: bool = Field(
         True, description="drop each channel of half of the images in one strong view or in the other"
     )
-    ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
 
 
 class CPS(MethodConfig):
@@ -147,6 +155,49 @@ class CPS(MethodConfig):
     )
 
 
+class CutMixSeg(MeanTeacher):
+    """Soft labels of a teacher for mixes of two unlabelled images, by a distance of probabilities."""
+
+    name: Literal["cutmix-seg"] = Field("cutmix-seg", description="the training method")
+    labeled_weight: float = Field(1.0, ge=0, description="weight of the loss of labelled images")
+    unlabeled_weight: float = Field(1.0, ge=0, description="weight of the loss of unlabelled images")
+    unlabeled_views: Literal["weak", "strong"] = Field(
+        "weak", description="images that are mixed: as the teacher sees them (weak), or with their colours changed"
+    )
+    confidence: Probability = Field(0.97, description="threshold, class-wise: lowest probability that counts")
+    confidence_weight: Literal["batch", "pixel"] = Field(
+        "batch",
+        description="what the filter does: all pixels count by the share that it lets through (batch), or those alone "
+        "(pixel)",
+    )
+    distance: Literal["squared", "logits", "kl", "cross-entropy"] = Field(
+        "squared",
+        description="of the network to its teacher: squared, of the probabilities or of the logits; Kullback-Leibler "
+        "(kl); or the binary cross-entropies of all classes, added",
+    )
+    box_area: Shares = Field((0.5, 0.5), description="area of the box, share of the crop [lowest, highest]")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="how slowly the teacher follows")
+
+
+class AugSeg(MeanTeacher):
+    """A teacher's labels supervise views out of a random list of colours, with labelled content where it is unsure."""
+
+    joint: ClassVar[bool] = True
+
+    name: Literal["augseg"] = Field("augseg", description="the training method")
+    labeled_weight: float = Field(1.0, ge=0, description="weight of the loss of labelled images")
+    unlabeled_weight: float = Field(1.0, ge=0, description="weight of the loss of unlabelled images")
+    colours: Literal["jitter", "random-list"] = Field(
+        "random-list",
+        description="colours of strong views: one to three changes out of a list of eleven, as strong as chance says "
+        "(random-list), or jitter, greyscale and blur (views.*)",
+    )
+    inject: bool = Field(
+        True, description="paste labelled content into strong views, the likelier, the less sure the teacher is of them"
+    )
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="how slowly the teacher follows")
+
+
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "supervised": Supervised,
     "pseudo-label": PseudoLabel,
@@ -155,6 +206,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
     "cps": CPS,
+    "cutmix-seg": CutMixSeg,
+    "augseg": AugSeg,
 }
 """Settings by the name of their method."""
 

@@ -64,6 +64,31 @@ class FrenchBoxes:
         return boxes
 
 
+@dataclass(frozen=True)
+class BetaBoxes:
+    """Boxes of the crop's proportions whose size follows a Beta distribution (AugSeg, Zhao et al., CVPR 2023).
+
+    With lambda drawn, each side is sqrt(1 - lambda) of the crop's. The centre is nowhere in the first eighth of an
+    axis, and what leaves the crop is cut off, so the area is 1 - lambda or less. Here each view has a lambda of its
+    own, published is one for a batch.
+
+    Attributes:
+        betas: both parameters of each box's distribution.
+    """
+
+    betas: tuple[tuple[float, float], ...] = ((4.0, 4.0),)
+
+    def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return (len(betas), 4)."""
+        size = np.array(crop)
+        boxes = []
+        for one, other in self.betas:
+            half = (size * math.sqrt(1 - rng.beta(one, other))).astype(np.int64) // 2
+            centre = rng.integers(size // 8, size)
+            boxes.append(np.concatenate([np.maximum(centre - half, 0), np.minimum(centre + half, size)]))
+        return np.stack(boxes)
+
+
 def french_boxes(
     views: int, count: int, area: tuple[float, float], crop: tuple[int, int], rng: np.random.Generator
 ) -> NDArray[np.int64]:

@@ -42,7 +42,8 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
     """An endless sequence of micro-batches; item ``step * accumulate + a`` is part ``a`` of training step ``step``.
 
     Position p of a role is the image at place ``p % n`` of epoch ``p // n`` (see order.py), cut with random numbers of
-    (seed, role, epoch, image); colours and boxes of strong view v with those of (seed, role, epoch, image, 1 + v).
+    (seed, role, epoch, image); colours and boxes of strong view v with those of (seed, role, epoch, image, 1 + v). What
+    a method leaves to chance has the key after these.
     Micro-batch m of a world of w processes takes the positions from m * batch * w on; process r takes the r-th slice of
     them. The images of a role, and their weak views, are the same whatever else is wanted.
 
@@ -121,12 +122,14 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
 
     def _unlabeled(self, role: Role, micro_step: int, skipped: list[str]) -> UnlabeledBatch:
         count, draws = self._data.batch_unlabeled, self._wanted.strong
-        weak, valid, boxes, ids = self._images(count), [], [], []
+        weak, valid, boxes, chance, ids = self._images(count), [], [], [], []
         strong = self._images(draws, count)
         for i, position in enumerate(self._positions(micro_step, count)):
             sample, image, _, key = self._read(role, position, skipped)
             rngs = [self._rng(*key, 1 + v) for v in range(max(draws, self._wanted.boxes is not None))]
-            view, inside, others = unlabeled_views(image, self._data.crop, self._cuts, self._rng(*key), rngs[:draws])
+            view, inside, others = unlabeled_views(
+                image, self._data.crop, self._cuts, self._rng(*key), rngs[:draws], self._wanted.colours
+            )
             normalize(view, self._pixels, weak[i])
             for v, other in enumerate(others):
                 normalize(other, self._pixels, strong[v, i])
@@ -134,12 +137,14 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
             ids.append(sample.id)
             if self._wanted.boxes is not None:
                 boxes.append([self._wanted.boxes.draw(self._data.crop, rng) for rng in rngs])
+            chance.append(self._rng(*key, 1 + len(rngs)).random())
         return UnlabeledBatch(
             torch.from_numpy(weak),
             None if self._cuts.supervise_padding else _stack(valid),
             tuple(ids),
             torch.from_numpy(strong) if draws else None,
             torch.from_numpy(np.array(boxes)).transpose(0, 1).contiguous() if boxes else None,
+            torch.tensor(chance) if self._wanted.chance else None,
         )
 
     def _images(self, *counts: int) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ The semantics are those of UniMatch and the published AllSpark: the longer side 
 drawn uniformly, the shorter follows; the result is padded at the right and at the bottom to the crop, cropped and
 flipped: a weak view. Colour jitter, greyscale and blur make it a strong one. A view is a function of the image and of
 the state of its generators alone. Numbers are drawn in this order, all of them in each view: longer side, top, left,
-flip; then those of `allspark.data.colour.draw_colour`.
+flip; then those of `allspark.data.colour.draw_colour` or `allspark.data.colour_list.draw_changes`.
 
 The pixels equal those of resize-pad-crop on whole images, but most that the crop throws away are not computed, and of
 uniform padding only a margin is. An image is resized along its rows first and then along its columns, whatever its
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from PIL import Image
 from allspark.batch import IGNORE
 from allspark.config.schema import ViewConfig
 from allspark.data.colour import Colour, draw_colour, recolour
+from allspark.data.colour_list import change_colours, draw_changes
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def unlabeled_views(
     config: ViewConfig,
     rng: np.random.Generator,
     strong: Sequence[np.random.Generator] = (),
+    colours: Literal["jitter", "random-list"] = "jitter",
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[NDArray[np.uint8]]]:
     """Cut a random view of an image without a mask, and change its colours in some ways.
 
@@ -90,6 +93,7 @@ def unlabeled_views(
         config: ranges and probabilities.
         rng: of the geometry.
         strong: of the colours, one generator for each strong view.
+        colours: how they are changed, see `allspark.batch.Views`; ``config`` is of the jitter.
 
     Returns:
         The weak view (h, w, 3), black where padded; valid (h, w), False where padded; and the strong views, pixel by
@@ -100,7 +104,11 @@ def unlabeled_views(
     valid = np.zeros(crop, np.bool_)
     valid[:rows, geometry.place(columns)] = True
     part = _resize_window(image, geometry)
-    return _weak(part, geometry), valid, [_strong(part, geometry, draw_colour(config, one)) for one in strong]
+    weak = _weak(part, geometry)
+    if colours == "random-list":  # histograms and means are of the whole crop
+        whole = Image.fromarray(weak)
+        return weak, valid, [np.asarray(change_colours(whole, draw_changes(one))) for one in strong]
+    return weak, valid, [_strong(part, geometry, draw_colour(config, one)) for one in strong]
 
 
 def _weak(part: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:

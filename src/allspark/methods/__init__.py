@@ -5,8 +5,10 @@ from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
 from allspark.methods.allspark import AllSpark
+from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
 from allspark.methods.cps import CPS
+from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.supervised import Supervised
@@ -22,6 +24,8 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
     "cps": CPS,
+    "cutmix-seg": CutMixSeg,
+    "augseg": AugSeg,
 }
 
 

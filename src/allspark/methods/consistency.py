@@ -7,10 +7,12 @@ from functools import partial
 
 from torch import Tensor
 
+from allspark.batch import Progress
 from allspark.config import methods as config
 from allspark.methods.base import Method
 from allspark.methods.filters import PixelFilter
 from allspark.methods.ramps import unlabeled_weight
+from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 
 
@@ -33,3 +35,28 @@ class Consistency(Method):
         """The threshold of each class too, where they differ."""
         thresholds = self.filter.thresholds
         return super().health() | ({} if thresholds is None else {"threshold": thresholds})
+
+
+class MeanTeacher(Consistency):
+    """A teacher labels, a moving average of the network's weights and statistics, and is what is deployed.
+
+    Attributes:
+        teacher: begins as the network and follows its updates.
+    """
+
+    def __init__(self, settings: config.MeanTeacher, build: Callable[[], Segmenter]) -> None:
+        super().__init__(settings, build)
+        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
+
+    def begin(self) -> None:
+        """The teacher starts as the student."""
+        self.teacher.begin(self.segmenter)
+
+    def after_step(self, progress: Progress) -> None:
+        """The teacher follows."""
+        self.teacher.follow(self.segmenter, progress)
+
+    @property
+    def deployed(self) -> Segmenter:
+        """The teacher."""
+        return self.teacher.network

@@ -12,14 +12,13 @@ from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
 from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
-from allspark.methods.consistency import Consistency
+from allspark.methods.consistency import MeanTeacher
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
-from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 
 
-class FixMatch(Consistency):
+class FixMatch(MeanTeacher):
     """The teacher labels weak views; where it is sure, the student has to say the same of a strong view with CutMix.
 
     The partner of an image is the one at its place in the reversed micro-batch of the process. The loss is a mean over
@@ -30,12 +29,8 @@ class FixMatch(Consistency):
 
     def __init__(self, settings: config.FixMatch, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
-        self.views = Views(labeled=settings.labeled_views, strong=1, boxes=UniMatchBoxes(settings.cutmix))
-        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
-
-    def begin(self) -> None:
-        """The teacher starts as the student."""
-        self.teacher.begin(self.segmenter)
+        boxes = UniMatchBoxes(settings.cutmix)
+        self.views = Views(labeled=settings.labeled_views, strong=1, boxes=boxes, colours=settings.colours)
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label weak views, mix strong ones, learn from labelled and mixed images in one pass."""
@@ -63,15 +58,6 @@ class FixMatch(Consistency):
         pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
         pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
         return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
-
-    def after_step(self, progress: Progress) -> None:
-        """The teacher follows."""
-        self.teacher.follow(self.segmenter, progress)
-
-    @property
-    def deployed(self) -> Segmenter:
-        """The teacher."""
-        return self.teacher.network
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""

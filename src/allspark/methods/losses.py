@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +52,32 @@ def masked_cross_entropy(
         keep = keep & over
     total = logits.losses(target).where(keep, 0).sum()
     return Term(total, keep.new_tensor(keep.numel(), dtype=torch.int64) if over is None else over.sum())
+
+
+Distance = Literal["squared", "logits", "kl", "cross-entropy"]
+
+_TINY = 1e-6  # keeps binary cross-entropies finite, as published
+
+
+def distance(logits: Logits, target: Float[Tensor, "b k H W"], kind: Distance) -> Float[Tensor, "b H W"]:
+    """How far class probabilities are from soft labels, in every pixel (French et al., BMVC 2020).
+
+    Args:
+        logits: of b images, with gradient.
+        target: logits of the soft labels, without.
+        kind: ``squared``, the squared distance of the probabilities; ``logits``, that of the logits by sqrt(k); ``kl``,
+            the Kullback-Leibler divergence from the labels; ``cross-entropy``, the binary ones of all classes, added.
+    """
+    own = logits.full().to(target.dtype)
+    if kind == "logits":
+        return (own - target).square().sum(1) / math.sqrt(target.shape[1])
+    if kind == "kl":
+        log_own, log_target = own.log_softmax(1), target.log_softmax(1)
+        return (log_target.exp() * (log_target - log_own)).sum(1)
+    own, target = own.softmax(1), target.softmax(1)
+    if kind == "squared":
+        return (own - target).square().sum(1)
+    return -(target * (own + _TINY).log() + (1 - target) * (1 - own + _TINY).log()).sum(1)
 
 
 def ohem_cross_entropy(logits: Logits, target: Int[Tensor, "b H W"], *, threshold: float, min_kept: int) -> Term:

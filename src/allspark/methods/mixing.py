@@ -62,4 +62,5 @@ def reversed_batch(batch: UnlabeledBatch) -> UnlabeledBatch:
         batch.ids[::-1],
         None if batch.strong is None else batch.strong.flip(1),
         None if batch.boxes is None else batch.boxes.flip(1),
+        None if batch.chance is None else batch.chance.flip(0),
     )

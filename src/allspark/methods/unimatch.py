@@ -31,9 +31,12 @@ class UniMatch(Consistency):
 
     def __init__(self, settings: config.UniMatch, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
-        drawn = settings.partner == "draw"
         self.views = Views(
-            labeled=settings.labeled_views, strong=2, boxes=UniMatchBoxes(settings.cutmix), partner=drawn
+            labeled=settings.labeled_views,
+            strong=2,
+            boxes=UniMatchBoxes(settings.cutmix),
+            partner=settings.partner == "draw",
+            colours=settings.colours,
         )
         self.feature_dropout = settings.feature_dropout
 

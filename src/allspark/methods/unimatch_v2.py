@@ -12,16 +12,15 @@ from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
 from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
-from allspark.methods.consistency import Consistency
+from allspark.methods.consistency import MeanTeacher
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
 from allspark.methods.perturbations import complementary_dropout
-from allspark.methods.teacher import Teacher
 from allspark.models.allspark import Guide
 from allspark.models.segmenter import Features, Segmenter
 
 
-class UniMatchV2(Consistency):
+class UniMatchV2(MeanTeacher):
     """The teacher labels weak views; the student has to say the same of two strong ones, which share out the channels.
 
     The partner of an image is the one at its place in the reversed micro-batch of the process; each view has a CutMix
@@ -40,13 +39,9 @@ class UniMatchV2(Consistency):
 
     def __init__(self, settings: config.UniMatchV2, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
-        self.views = Views(labeled=settings.labeled_views, strong=2, boxes=UniMatchBoxes(settings.cutmix))
+        boxes = UniMatchBoxes(settings.cutmix)
+        self.views = Views(labeled=settings.labeled_views, strong=2, boxes=boxes, colours=settings.colours)
         self.feature_dropout = settings.feature_dropout
-        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
-
-    def begin(self) -> None:
-        """The teacher starts as the student."""
-        self.teacher.begin(self.segmenter)
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label weak views, mix strong ones, learn from labelled images and both views in one pass."""
@@ -88,15 +83,6 @@ class UniMatchV2(Consistency):
         return Features.cat(
             [self.segmenter.apply_bottleneck(guided, guide), self.segmenter.apply_bottleneck(alone)],
         )
-
-    def after_step(self, progress: Progress) -> None:
-        """The teacher follows."""
-        self.teacher.follow(self.segmenter, progress)
-
-    @property
-    def deployed(self) -> Segmenter:
-        """The teacher."""
-        return self.teacher.network
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""
