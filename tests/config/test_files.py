@@ -256,6 +256,8 @@ def test_another_method_brings_its_own_settings_and_keeps_what_all_have():
     assert again == other  # the same method is not reset
     kin = apply_overrides(Config(method=other), ["method.name=unimatch"]).method
     assert kin == METHOD_CONFIGS["unimatch"](labeled_loss="ohem", ohem_min_kept=7, confidence=0.9)  # has a filter too
+    far = apply_overrides(Config(method=other), ["method.name=augseg"]).method  # its own weights, not fixmatch's
+    assert far == METHOD_CONFIGS["augseg"](labeled_loss="ohem", ohem_min_kept=7, confidence=0.9)
     back = apply_overrides(Config(method=other), ["method.name=supervised"]).method
     assert back == METHOD_CONFIGS["supervised"](labeled_loss="ohem", ohem_min_kept=7)
 

@@ -139,7 +139,7 @@ def _override_value(key: str, text: str, method: str, name: str) -> Any:
 
 
 def _other_method(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings of another method: its defaults, but for what both methods have from one class of settings."""
+    """The settings of another method: its defaults, but for what was changed of what both have from one class."""
     try:
         other = method_config(name)
     except ConfigError as error:
@@ -148,7 +148,8 @@ def _other_method(settings: dict[str, Any], name: str) -> dict[str, Any]:
     if own is other:
         return settings
     common: type[Any] = next(base for base in own.__mro__ if issubclass(other, base))
-    return {key: value for key, value in settings.items() if key in common.model_fields} | {"name": name}
+    changed = {key for key, value in settings.items() if value != own.model_fields[key].default}
+    return {key: settings[key] for key in common.model_fields if key in changed} | {"name": name}
 
 
 def save_config(config: Config, path: Path) -> None:
