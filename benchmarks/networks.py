@@ -236,6 +236,7 @@ def inference_case(encoder: str, size: int, batch: int, goal: Goal | None = None
             "textbook": plain("eager"),
             "textbook, sdpa": plain("sdpa"),
             "product, bf16": product("eval.precision=bf16"),
+            "product, memory": product("eval.memory=true"),
             "product": product(),
         },
         goal or Goal(),

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from allspark.batch import Views
+from allspark.batch import IMAGENET, Views
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
-from allspark.data.image import MEAN, STD
 from allspark.data.sets import open_source
 from allspark.data.sets.synthetic import generate
 from allspark.data.source import Sample, Source
@@ -123,7 +122,7 @@ def _plain_geometry(
 
 def _plain_tensor(image: Image.Image) -> Tensor:
     values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-    return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return (values - torch.tensor(IMAGENET.mean)[:, None, None]) / torch.tensor(IMAGENET.std)[:, None, None]
 
 
 def scoring_case(encoder: str, count: int) -> Case:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from allspark.cli.app import main
-from allspark.engine.checkpoint import load_checkpoint
+from allspark.engine.checkpoint import load_checkpoint, save_checkpoint
 from tests.cli.conftest import SET
 
 
@@ -182,6 +182,25 @@ def test_evaluation_with_another_class_count_names_both(fails, run, folder):
     classes.write_text("\n".join([*lines, f"{len(lines)}\tmore\t1 2 3" if "\t" in lines[0] else "more"]) + "\n")
     message = fails("eval", run, "--data", folder)
     assert re.search(rf"\b{len(lines)}\b.*\b{len(lines) + 1}\b", message)
+
+
+def test_a_memory_that_is_not_there_is_named(fails, run, tiny_folder, tmp_path):
+    out, empty = tmp_path / "run", tmp_path / "empty"
+    train = ["train", "--recipe", "folder", "--data", tiny_folder, "--out", out, *SET, "--set", "train.epochs=0.5"]
+    memory, allspark = ["--set", "eval.memory=true"], ["--set", "method.name=allspark"]
+    message = "error: eval.memory: the network has no semantic memory to predict from ({}); set it to false"
+    without = "model.bottleneck_memory is false"
+    assert fails(*train, *memory, "--set", "method.name=supervised") == message.format("there is no bottleneck")
+    assert fails(*train, *memory, *allspark, "--set", "model.bottleneck_memory=false") == message.format(without)
+    assert fails("eval", run, "--memory") == message.format("there is no bottleneck")
+    assert fails("predict", run, tiny_folder, "--memory", "--out", out) == message.format("there is no bottleneck")
+    assert not out.exists()
+
+    assert main([str(x) for x in (*train, *allspark)]) == 0
+    saved = load_checkpoint(out / "checkpoints" / "last.safetensors")
+    saved.tensors["model.bottleneck.memory.written"].zero_()
+    save_checkpoint(empty / "checkpoints" / "last.safetensors", saved.tensors, saved.meta)
+    assert "nothing was ever written" in fails("eval", empty, "--memory")
 
 
 def test_damaged_and_foreign_checkpoints_are_named(fails, run, tmp_path):

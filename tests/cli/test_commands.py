@@ -124,6 +124,25 @@ def test_eval_modes_splits_and_other_data(run, tiny_folder, tmp_path, capsys):
     assert results["train"]["images"] == 4
 
 
+@pytest.mark.parametrize("method", ["allspark", "fixmatch"])
+def test_eval_and_predict_from_the_memory(method, tiny_folder, tmp_path, capsys):
+    """A run whose setting it is validates so, and its commands do so by themselves; a teacher has a copy of it."""
+    out, masks = tmp_path / "run", tmp_path / "masks"
+    changes = [f"method.name={method}", "model.bottleneck=allspark", "eval.memory=true"]
+    settings = [part for change in changes for part in ("--set", change)]
+    succeed("train", "--recipe", "folder", "--data", tiny_folder, "--out", out, *SET, *settings)
+    logged = [row for row in read_log(out) if "miou" in row][-1]
+    for option in ("--memory", "--no-memory", None):
+        capsys.readouterr()
+        succeed("eval", out, "--json", "--checkpoint", "last", *([option] if option else []))
+        captured = capsys.readouterr()
+        recalled = option != "--no-memory"
+        assert (json.loads(captured.out)["iou"] == pytest.approx(logged["iou"], abs=1e-12)) == recalled
+        assert ("note: the memory of " in captured.err) == recalled  # four steps do not fill it
+    succeed("predict", out, next((tiny_folder / "images").glob("val_*")), "--out", masks, "--memory")
+    assert len(list(masks.iterdir())) == 1
+
+
 def test_eval_takes_any_list(run, tiny_folder, tmp_path, capsys):
     moved = shutil.copytree(tiny_folder, tmp_path / "moved")
     (moved / "test.txt").write_text("val_0001\n")

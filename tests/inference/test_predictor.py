@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -9,6 +10,8 @@ from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
 from allspark.inference.predictor import Predictor, out_of_memory
 from allspark.inference.window import windowed
+from allspark.models.segmenter import build_segmenter
+from tests.fakes import tiny
 from tests.helpers import LogitsOf
 
 MODES = [EvalConfig(), EvalConfig(mode="window", window=(7, 6), batch=3)]
@@ -205,3 +208,27 @@ def test_out_of_memory_has_many_names(words):
 def test_out_of_memory_is_a_clear_error(mode, fix):
     with pytest.raises(ConfigError, match=f"1 x 6 x 5 pixels do not fit into the memory of cpu: set .*{fix}"):
         Predictor(TooLarge(), EvalConfig(mode=mode)).labels(torch.zeros(1, 3, 6, 5))
+
+
+@pytest.mark.parametrize("mode", ["whole", "window"])
+def test_prediction_from_the_memory(mode):
+    """Of whole images, whose grid is another than the crop's, and of windows; whatever else is in the batch."""
+    model = tiny("segformer", decoder_channels=16).model_copy(update={"bottleneck": "allspark"})
+    network = build_segmenter(model, 4, (64, 64)).double()
+    image = images(3, 64, 96, dtype=torch.float64)
+    config = EvalConfig(mode=mode, window=(64, 64), stride=0.5, batch=4, memory=True)
+    together = Predictor(network, config).probabilities(image)
+
+    def recalled(crops):
+        return network.eval().logits(crops, from_memory=True)
+
+    for i in range(3):
+        one = recalled(image[i : i + 1]).probabilities()
+        if mode == "window":
+            one = F.pad(recalled(image[i : i + 1, :, :, :64]).probabilities(), (0, 32)) + F.pad(
+                recalled(image[i : i + 1, :, :, 32:]).probabilities(), (32, 0)
+            )
+            one[..., 32:64] /= 2
+        torch.testing.assert_close(together[i : i + 1], one, rtol=1e-9, atol=1e-12)
+    own = Predictor(network, config.model_copy(update={"memory": False})).probabilities(image)
+    assert not torch.allclose(together, own)

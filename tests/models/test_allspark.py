@@ -218,6 +218,37 @@ def test_without_the_own_path_nothing_is_drawn():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_inference_from_the_memory_is_the_labelled_path_of_training():
+    module = bottleneck().train()
+    torch.manual_seed(1)
+    features = torch.randn(5, 12, 4, 4, dtype=torch.float64)
+    trained = module(features, guide(3, 2))[:3]
+    memory = {name: value.clone() for name, value in module.memory.state_dict().items()}
+    module.eval()
+    for i in range(3):  # each image for itself
+        recalled = module(features[i : i + 1], from_memory=True)
+        torch.testing.assert_close(recalled, trained[i : i + 1], rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(recalled, module(features[i : i + 1]))
+    assert all(torch.equal(value, memory[name]) for name, value in module.memory.state_dict().items())
+
+
+def test_inference_from_the_memory_on_another_grid():
+    """A naive version: every channel of the memory is resized as an image, one row of scores a query channel."""
+    module = bottleneck(num_heads=1).eval()
+    feature = torch.randn(1, 12, 6, 3, dtype=torch.float64)
+    resized = F.interpolate(module.memory.channels.view(3, 12, 4, 4), (6, 3), mode="bilinear").reshape(36, 18)
+    tokens = F.gelu(module.project_in(feature))[0].flatten(1).T  # (n, c)
+    queries = module.labeled.query.weight @ module.norm_in(tokens).T  # (c, n)
+    blocks = resized.split(12)  # the projections mix the channels of one class
+    keys = torch.cat([module.labeled.key.weight @ block for block in blocks])
+    values = torch.cat([module.labeled.value.weight @ block for block in blocks])
+    scores = queries @ keys.T
+    weights = ((scores - scores.mean()) / (scores.var(correction=0) + 1e-5).sqrt()).softmax(1)
+    attended = module.labeled.out.weight @ (weights @ values)
+    out = F.gelu(module.project_out(module.norm_out(tokens + attended.T).T.view(1, 12, 6, 3)))
+    torch.testing.assert_close(module(feature, from_memory=True), out, rtol=1e-10, atol=1e-10)
+
+
 def test_shapes_are_checked_in_tests():
     if not hasattr(AllSparkBottleneck.forward, "__wrapped__"):
         raise AssertionError("run pytest with the options of pyproject.toml: the shape checks are off")

@@ -15,6 +15,8 @@ from allspark.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from allspark.config.schema import Config, DataConfig
     from allspark.data.source import Sample, Source
+    from allspark.engine.run import Run
+    from allspark.inference.predictor import Predictor
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
 CheckpointOption = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
@@ -33,6 +35,10 @@ PrecisionOption = Annotated[
     Literal["fp32", "bf16", "fp16", "fp64"] | None,
     typer.Option(help="arithmetic; bf16 and (on a GPU) fp16 are faster and not exact (default: the run's)"),
 ]
+MemoryOption = Annotated[
+    bool | None,
+    typer.Option("--memory/--no-memory", help="attend to the semantic memory, as in training (default: the run's)"),
+]
 
 
 def evaluate(
@@ -50,6 +56,7 @@ def evaluate(
     network: NetworkOption = None,
     mode: ModeOption = None,
     precision: PrecisionOption = None,
+    memory: MemoryOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Score a run: IoU of each class, mean IoU and pixel accuracy."""
@@ -67,7 +74,7 @@ def evaluate(
         typer.echo(f"note: {note}", err=True)
     with counting("evaluating", "images") as progress:
         scores = score(
-            opened.predictor(mode=mode, precision=precision),
+            predictor_of(opened, mode, precision, memory),
             samples,
             source,
             workers=where.workers,
@@ -96,6 +103,7 @@ def predict(
     checkpoint: CheckpointOption = "best",
     mode: ModeOption = None,
     precision: PrecisionOption = None,
+    memory: MemoryOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Write a mask for each image: a palette PNG of the image's own size and name."""
@@ -106,7 +114,7 @@ def predict(
     opened = open_run(run, checkpoint)
     with counting("predicting", "images") as progress:
         masks = predict_files(
-            opened.predictor(mode=mode, precision=precision),
+            predictor_of(opened, mode, precision, memory),
             images,
             out,
             opened.palette,
@@ -139,6 +147,21 @@ def import_checkpoint(
 
     config = import_published(file, classes, out, names)
     typer.echo(f"{out}: {config.model.encoder}, {classes} classes; try `allspark predict {out} IMAGES... --out masks`")
+
+
+def predictor_of(opened: Run, mode: str | None, precision: str | None, memory: bool | None) -> Predictor:
+    """What predicts as the options say. Tells where the memory that it attends to is not full.
+
+    Raises:
+        ConfigError: see :meth:`allspark.engine.run.Run.predictor`.
+    """
+    predictor = opened.predictor(mode=mode, precision=precision, memory=memory)
+    read = opened.memory if predictor.config.memory else None
+    if read is not None and read.writes and (partly := int((read.fill < 1).sum())):  # an imported one does not know
+        typer.echo(
+            f"note: the memory of {partly} of {len(opened.classes)} classes is not full: the rest is noise", err=True
+        )
+    return predictor
 
 
 def data_of_run(config: Config, data: Path | None, split: str, source: str | None = None) -> DataConfig:

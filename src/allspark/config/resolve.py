@@ -29,6 +29,21 @@ def network_config(config: Config) -> ModelConfig:
     return config.model.model_copy(update={"bottleneck": bottleneck})
 
 
+def require_memory(model: ModelConfig) -> None:
+    """Refuse to predict from a semantic memory that is not there.
+
+    Args:
+        model: with its bottleneck written out.
+
+    Raises:
+        ConfigError: what is missing.
+    """
+    if model.bottleneck == "allspark" and model.bottleneck_memory:
+        return
+    missing = "model.bottleneck_memory is false" if model.bottleneck == "allspark" else "there is no bottleneck"
+    raise ConfigError(f"eval.memory: the network has no semantic memory to predict from ({missing}); set it to false")
+
+
 def images_per_update(data: DataConfig, accumulate: int, world: int, views: Views) -> int:
     """Crops of one weight update, of all micro-batches and processes.
 

@@ -221,6 +221,11 @@ class EvalConfig(Section):
         description="score at each validation, beside the network that is deployed, the others that could be (student "
         "and teacher, both networks of cps and their mean): a pass over the validation images for each",
     )
+    memory: bool = Field(
+        False,
+        description="networks with a semantic memory: attend to it, as labelled images do in training; false: each "
+        "image attends to its own channels, as published",
+    )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="arithmetic of the network")
 
 

@@ -9,7 +9,7 @@ from allspark.batch import Views
 from allspark.config.fields import is_free
 from allspark.config.files import apply_overrides, differences
 from allspark.config.keys import keys
-from allspark.config.resolve import images_per_update, network_config, scaled_lr
+from allspark.config.resolve import images_per_update, network_config, require_memory, scaled_lr
 from allspark.config.schema import Config
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.run import saved_config
@@ -48,7 +48,10 @@ def resolve(config: Config, world: int, note: Note) -> Config:
             f"{optim.lr:g} is used"
         )
     data = config.data.model_copy(update={"root": root.resolve()})
-    model = resolve_encoder(network_config(config))
+    network = network_config(config)
+    if config.eval.memory:
+        require_memory(network)
+    model = resolve_encoder(network)
     return config.model_copy(update={"data": data, "model": model, "optim": optim})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allspark.batch import IMAGENET
 from allspark.config.files import read_config
-from allspark.config.resolve import network_config
+from allspark.config.resolve import network_config, require_memory
 from allspark.config.schema import Config
 from allspark.data.source import RGB, Source
 from allspark.engine.checkpoint import FORMAT, Checkpoint, checkpoint_path, load_checkpoint
@@ -20,6 +20,7 @@ from allspark.errors import CheckpointError, ConfigError
 from allspark.inference.predictor import Predictor
 from allspark.methods import build_method
 from allspark.methods.base import Method, deployed_name
+from allspark.models.allspark import SemanticMemory
 from allspark.models.ensemble import Network
 from allspark.models.segmenter import Segmenter, build_segmenter
 
@@ -40,21 +41,33 @@ class Run:
     checkpoint: str
     meta: dict[str, Any]
 
-    def predictor(self, *, mode: str | None = None, precision: str | None = None) -> Predictor:
+    @property
+    def memory(self) -> SemanticMemory | None:
+        """The network's semantic memory, if it has one."""
+        return next((part for part in self.segmenter.modules() if isinstance(part, SemanticMemory)), None)
+
+    def predictor(
+        self, *, mode: str | None = None, precision: str | None = None, memory: bool | None = None
+    ) -> Predictor:
         """What turns images into masks: on a GPU if there is one, unless the run was made for the CPU.
 
         Args:
             mode: ``whole`` or ``window``; None: as the run says.
             precision: of the network, as ``eval.precision``; None: as the run says.
+            memory: attend to the semantic memory, as ``eval.memory``; None: as the run says.
 
         Raises:
-            ConfigError: fp16 on a CPU, where it is ten times as slow.
+            ConfigError: fp16 on a CPU, where it is ten times as slow; or a memory that is not there, or empty.
         """
-        given = {"mode": mode, "precision": precision}
+        given = {"mode": mode, "precision": precision, "memory": memory}
         config = self.config.eval.model_copy(update={key: value for key, value in given.items() if value is not None})
         on_cpu = self.config.train.device == "cpu" or not torch.cuda.is_available()
         if on_cpu and config.precision == "fp16":
             raise ConfigError("precision fp16 needs a GPU: use --precision fp32 or bf16")
+        if config.memory:
+            require_memory(network_config(self.config))
+            if self.memory is not None and not self.memory.written.any():
+                raise ConfigError("eval.memory: nothing was ever written to the network's memory; set it to false")
         return Predictor(self.segmenter, config, "cpu" if on_cpu else "cuda")
 
 

@@ -49,8 +49,8 @@ class Predictor:
 
     Args:
         segmenter: the network, or several as one.
-        config: whole image or sliding window, sizes, precision. Mixed precision (bf16, fp16) leaves the weights as they
-            are; fp64 computes with float64 copies of them.
+        config: whole image or sliding window, sizes, precision, memory (which the segmenter must have then). Mixed
+            precision (bf16, fp16) leaves the weights as they are; fp64 computes with float64 copies of them.
         device: where to compute, the segmenter is moved there; None: where it is.
     """
 
@@ -130,7 +130,8 @@ class Predictor:
     def _forward(self, image: Tensor) -> Logits:
         network = self._copy or self.segmenter
         own = next((x.dtype for x in network.parameters() if x.is_floating_point()), image.dtype)
-        return network.logits(image.to(self.device, own, non_blocking=True))
+        image = image.to(self.device, own, non_blocking=True)
+        return network.logits(image, from_memory=True) if self.config.memory else network.logits(image)
 
     @contextmanager
     def _running(self, image: Tensor) -> Iterator[None]:

@@ -241,13 +241,16 @@ class AllSparkBottleneck(nn.Module):
         # One axis, as norms and biases have: optim.decay_norms=false leaves it alone.
         self.gate = nn.Parameter(torch.zeros(channels)) if gate else None
 
-    def forward(self, feature: Float[Tensor, "b c h w"], guide: Guide | None = None) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, feature: Float[Tensor, "b c h w"], guide: Guide | None = None, *, from_memory: bool = False
+    ) -> Float[Tensor, "b c h w"]:
         """Let labelled features be reborn.
 
         Args:
             feature: (b, c, h, w); in training the labelled images come first.
             guide: what training needs beside the features; None is inference, where each image attends to its
-                own channels and the memory is neither read nor written.
+                own channels and the memory is not written.
+            from_memory: inference from the memory instead, as labelled images in training.
 
         Returns:
             (b, c, h, w).
@@ -256,16 +259,16 @@ class AllSparkBottleneck(nn.Module):
         tokens = F.gelu(self.project_in(feature)).flatten(2).transpose(1, 2)  # (b, n, c)
         channels = self.norm_in(tokens).transpose(1, 2)  # (b, c, n)
         if guide is None:
-            attended = self.labeled.across_heads(channels)
+            assert self.memory is not None or not from_memory
+            remembered = self.memory.read(grid) if self.memory is not None and from_memory else None
+            attended = self.labeled.across_heads(channels, remembered)
         else:
             labeled, unlabeled = channels.tensor_split([guide.num_labeled])
             source = self._source(unlabeled, guide, grid)
             attended = torch.cat([self._reborn(labeled, source), self.unlabeled.within_heads(unlabeled)])
         tokens = self.norm_out(tokens + attended.transpose(1, 2))
         reborn = F.gelu(self.project_out(tokens.transpose(1, 2).reshape(feature.shape)))
-        if self.gate is None:
-            return reborn
-        return feature + (self.gate[:, None, None] * reborn).to(feature.dtype)
+        return reborn if self.gate is None else feature + (self.gate[:, None, None] * reborn).to(feature.dtype)
 
     def _reborn(self, labeled: Tensor, source: Tensor) -> Tensor:
         """Attention of labelled images to their source or, drawn for each of them, to their own channels."""

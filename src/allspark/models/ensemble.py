@@ -28,9 +28,10 @@ class Ensemble(nn.Module):
         self.num_classes = networks[0].num_classes
         self.normalisation: Normalisation = networks[0].normalisation
 
-    def logits(self, image: Float[Tensor, "b 3 H W"]) -> Logits:
-        """Logits of every pixel whose softmax is that mean; without gradient."""
-        total = torch.stack([network.logits(image).probabilities() for network in self.networks]).mean(0)
+    def logits(self, image: Float[Tensor, "b 3 H W"], *, from_memory: bool = False) -> Logits:
+        """Logits of every pixel whose softmax is that mean; without gradient. ``from_memory``: as of each network."""
+        each = (network.logits(image, from_memory=from_memory).probabilities() for network in self.networks)
+        total = torch.stack(list(each)).mean(0)
         size = (image.shape[2], image.shape[3])
         # a product of weights that hold a zero comes later: minus infinity would be no number there
         return Logits(total.clamp(min=torch.finfo(total.dtype).tiny).log(), size, size)

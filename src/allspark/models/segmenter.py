@@ -88,26 +88,31 @@ class Segmenter(nn.Module):
         """Inference: logits (b, k, H, W) of normalised images (b, 3, H, W) of any size."""
         return self.logits(image).full()
 
-    def logits(self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None) -> Logits:
+    def logits(
+        self, image: Float[Tensor, "b 3 H W"], guide: Guide | None = None, *, from_memory: bool = False
+    ) -> Logits:
         """Encode, pass the bottleneck, decode: for losses and labels that need not hold the logits of every pixel.
 
         Args:
             image: in training with a ``guide``, the labelled images come first.
             guide: what the bottleneck needs in training; None is inference.
+            from_memory: inference from the bottleneck's memory, which it must have.
         """
-        return self.decode(self.apply_bottleneck(self.encode(image), guide))
+        return self.decode(self.apply_bottleneck(self.encode(image), guide, from_memory=from_memory))
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Features:
         """The encoder's feature maps of normalised images."""
         size = (image.shape[2], image.shape[3])
         return Features(tuple(self.encoder(image)), self.encoder.padded_size(size), size)
 
-    def apply_bottleneck(self, features: Features, guide: Guide | None = None) -> Features:
-        """Pass the last map through the bottleneck; the same features where there is none. ``guide`` as above."""
+    def apply_bottleneck(
+        self, features: Features, guide: Guide | None = None, *, from_memory: bool = False
+    ) -> Features:
+        """Pass the last map through the bottleneck; the same features where there is none. Arguments as above."""
         if self.bottleneck is None:
             return features
         *maps, last = features.maps
-        return replace(features, maps=(*maps, self.bottleneck(last, guide)))
+        return replace(features, maps=(*maps, self.bottleneck(last, guide, from_memory=from_memory)))
 
     def decode(self, features: Features) -> Logits:
         """Logits of features."""
