@@ -1,5 +1,6 @@
 """What every method promises. A new one is picked up from METHODS."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -195,8 +196,9 @@ def test_what_is_derived_from_weights_follows_those_that_come_later(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("decoder", ["segformer", "deeplabv3plus"])
+@pytest.mark.parametrize(
+    ("encoder", "decoder"), [*itertools.product(ENCODERS, ["segformer", "deeplabv3plus"]), ("dinov2", "dpt")]
+)
 def test_every_method_learns_on_every_network(name, encoder, decoder):
     stride = ["model.output_stride=16"] if encoder == "resnet" else []
     method = build(name, encoder, f"model.decoder={decoder}", *stride)

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from allspark.cli.app import main
+from allspark.config.files import apply_overrides
 from allspark.data.sets.synthetic import generate
-from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
+from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from allspark.engine.run import open_run
 from allspark.engine.sinks import read_log
+from allspark.engine.train import train
+from allspark.runtime.signals import Interrupted
 from tests.conftest import REPOSITORY
+from tests.fakes import ENCODERS
+from tests.helpers import StopAfter, assert_same_run
 
 
 @pytest.fixture
@@ -40,3 +45,22 @@ def test_it_goes_on_as_it_would_have(earlier, tmp_path, capsys):
     checkpoint = load_checkpoint(checkpoint_path(earlier, "last"))
     assert checkpoint.meta["format"] == 2 and not checkpoint.part("momentum.")
     assert checkpoint.part("optim.momentum_buffer.")
+
+
+def test_a_plain_transformer_goes_on_with_the_layers_that_it_had(tiny_config, tiny_folder, tmp_path):
+    """Its configuration did not say which: before 0.3 those were the last four."""
+    sizes = ENCODERS["dinov2"] | {"num_hidden_layers": 6}
+    change = [f"data.root={tiny_folder}", "model.encoder=dinov2", "method.name=supervised", "train.epochs=1"]
+    change += ["model.encoder_config={}", *(f"model.encoder_config.{name}={value}" for name, value in sizes.items())]
+    config = apply_overrides(tiny_config, change)
+    last = apply_overrides(config, ["model.encoder_config.out_indices=[3, 4, 5, 6]"])
+    train(last, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(last, tmp_path / "parts", sinks=[StopAfter(1)])
+    path = checkpoint_path(tmp_path / "parts", "last")
+    checkpoint = load_checkpoint(path)
+    del checkpoint.meta["config"]["model"]["encoder_config"]["out_indices"]
+    save_checkpoint(path, checkpoint.tensors, checkpoint.meta)
+    assert open_run(tmp_path / "parts", "last").segmenter.encoder.body.out_indices == [3, 4, 5, 6]
+    train(config, tmp_path / "parts", resume=True)  # as config.yaml was then
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

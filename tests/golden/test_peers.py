@@ -13,6 +13,7 @@ import torch
 
 from allspark.batch import LabeledBatch, Progress, TrainBatch, UnlabeledBatch
 from allspark.data.boxes import french_boxes
+from allspark.kernels.logits import Logits
 from allspark.methods import augseg
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
@@ -22,6 +23,7 @@ from allspark.methods.mixing import box_masks
 from allspark.methods.perturbations import complementary_dropout, complementary_masks
 from allspark.methods.unimatch import UniMatch
 from allspark.methods.unimatch_v2 import UniMatchV2
+from allspark.models.dpt import DPTHead
 from allspark.models.segmenter import Features, Segmenter
 from tests.golden.arrays import Arrays
 from tests.helpers import pixels
@@ -165,6 +167,41 @@ def test_complementary_dropout(monkeypatch):
     close(dropped.maps[0].flatten(2).mT, arrays["out_feat0"])
     for before, after in zip(maps, dropped.maps, strict=True):
         close(after, before * arrays["out_mask"][:, :, None, None])
+
+
+HEAD = {
+    "projects": "project",
+    "resize_layers": "resize",
+    "scratch.layer{}_rn": "level.{}",
+    "scratch.refinenet{}.resConfUnit1": "fuse.{}.skip",
+    "scratch.refinenet{}.resConfUnit2": "fuse.{}.refine",
+    "scratch.refinenet{}.out_conv": "fuse.{}.out",
+    "scratch.output_conv.0": "smooth.0",
+    "scratch.output_conv.2": "classifier",
+}
+"""Names of the published DPT head and ours; it counts from 1 where there are braces."""
+
+
+def test_dpt_head():
+    arrays = Arrays("peers/unimatch_v2_compdrop_dpt")
+    state = {}
+    for name, tensor in arrays.part("w.").items():
+        for theirs, ours in HEAD.items():
+            for place in range(4):
+                name = name.replace(f"{theirs.format(place + 1)}.", f"{ours.format(place)}.")
+        state[name] = tensor
+    unused = {name for name in state if name.startswith("fuse.3.skip")}
+    assert len(unused) == 4  # the coarsest level has nothing to join
+    head = DPTHead((6, 6, 6, 6), (4, 5, 6, 7), width=5, num_classes=4).double()
+    head.load_state_dict({name: tensor for name, tensor in state.items() if name not in unused})
+    grid = arrays["grid"].tolist()
+    maps = [arrays[f"feat{i}"].mT.unflatten(2, grid) for i in range(4)]  # (2u, c, h, w)
+    coarse = head(maps)
+    close(coarse, arrays["out_head"])
+    close(head([x * arrays["out_mask"][:, :, None, None] for x in maps]), arrays["out_head_dropped"])
+    size = (14 * grid[0], 14 * grid[1])
+    logits = Logits(coarse, size, size, head.corners_aligned)
+    close(logits.full()[:, :, ::5, ::5], arrays["out_head_upsampled"])
 
 
 def test_cps():

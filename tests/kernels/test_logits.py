@@ -24,11 +24,11 @@ def cases(draw):
     coarse = 3 * torch.randn(batch, classes, height, width, dtype=torch.float64)
     target = torch.randint(classes, (batch, *size))
     target[torch.rand(target.shape) < 0.2] = 255
-    return Logits(coarse, padded, size), target, draw(st.sampled_from([1, 500, 4000, 2**20]))
+    return Logits(coarse, padded, size, draw(st.booleans())), target, draw(st.sampled_from([1, 500, 4000, 2**20]))
 
 
 def plain(logits):
-    full = F.interpolate(logits.coarse, logits.padded, mode="bilinear", align_corners=False)
+    full = F.interpolate(logits.coarse, logits.padded, mode="bilinear", align_corners=logits.aligned)
     return full[:, :, : logits.size[0], : logits.size[1]]
 
 

@@ -106,13 +106,15 @@ class ModelConfig(Section):
         description="compute the encoder's blocks again in backward instead of keeping what is in them: the result "
         "is the same, with much less memory and more time",
     )
-    decoder: Literal["segformer", "deeplabv3plus"] = Field(
-        "segformer", description="from feature maps to logits: SegFormer's all-MLP head, or DeepLabV3+"
+    decoder: Literal["segformer", "deeplabv3plus", "dpt"] = Field(
+        "segformer",
+        description="from feature maps to logits: SegFormer's all-MLP head, DeepLabV3+, or DPT (for plain transformers "
+        "such as DINOv2)",
     )
     decoder_channels: Positive | None = Field(
         None,
-        description="width of the decoder [channels]; null: 256 for deeplabv3plus and for encoders up to mit-b1's "
-        "size, else 768",
+        description="width of the decoder [channels], of dpt that of its fusion; null: 256 for deeplabv3plus, 64 to "
+        "384 for dpt as published for the encoder's width, 256 for segformer on encoders up to mit-b1's size, else 768",
     )
     decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
     bottleneck: Literal["none", "allspark"] | None = Field(

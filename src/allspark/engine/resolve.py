@@ -14,6 +14,7 @@ from allspark.config.schema import Config
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.run import saved_config
 from allspark.errors import ConfigError
+from allspark.models.encoder_config import TAP_FIELDS, has_taps
 from allspark.models.encoders import resolve_encoder
 
 Note = Callable[[str], None]
@@ -71,6 +72,7 @@ def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int
     before = checkpoint.meta.get("processes", 1)
     resolved = resolve(same_update(config, before, world, note), world, note)
     then = resolve(same_update(saved_config(checkpoint, path), before, world, _silent), world, _silent)
+    resolved = _with_taps_of(then, resolved) if not has_taps(config.model) else resolved
     known = keys(resolved.method.name)
     for name, old, new in differences(then, resolved):
         if not is_free(known[name]):
@@ -80,6 +82,15 @@ def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int
             )
         note(f"note: goes on with {name} = {new}, before it was {old}")
     return resolved
+
+
+def _with_taps_of(then: Config, now: Config) -> Config:
+    """What leaves open which layers the feature maps are means those that the run has."""
+    taps = {name: value for name, value in then.model.encoder_config.items() if name in TAP_FIELDS}
+    if not taps or then.model.encoder != now.model.encoder:
+        return now
+    fields = {name: value for name, value in now.model.encoder_config.items() if name not in TAP_FIELDS} | taps
+    return now.model_copy(update={"model": now.model.model_copy(update={"encoder_config": fields})})
 
 
 def same_update(config: Config, then: int, now: int, note: Note) -> Config:

@@ -21,6 +21,7 @@ from allspark.inference.predictor import Predictor
 from allspark.methods import build_method
 from allspark.methods.base import Method, deployed_name
 from allspark.models.allspark import SemanticMemory
+from allspark.models.encoder_config import write_taps
 from allspark.models.ensemble import Network
 from allspark.models.segmenter import Segmenter, build_segmenter
 
@@ -199,10 +200,10 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> Config:
         config = read_config(checkpoint.meta["config"], "its configuration")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if config.model.mean is not None and config.model.std is not None:
-        return config
-    # before 0.3 there was one normalisation for all encoders
-    model = config.model.model_copy(update={"mean": IMAGENET.mean, "std": IMAGENET.std})
+    # Later runs write both out. Before 0.3 there was one normalisation, and plain transformers gave their last layers.
+    model = write_taps(config.model, earlier=True)
+    if model.mean is None or model.std is None:
+        model = model.model_copy(update={"mean": IMAGENET.mean, "std": IMAGENET.std})
     return config.model_copy(update={"model": model})
 
 

@@ -10,7 +10,7 @@ transposed. The second product, a quarter of the full logits of one image or of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,19 +37,21 @@ class Logits:
         coarse: (b, k, h, w), as the decoder gives them.
         padded: (H', W'), what they are enlarged to, bilinear; the encoder may have padded the image.
         size: (H, W) of the image, the upper left part of that.
+        aligned: enlarged so that the middles of corner cells fall on those of corner pixels (``align_corners``).
     """
 
     coarse: Float[Tensor, "b k h w"]
     padded: Size
     size: Size
+    aligned: bool = False
 
     def split(self, images: Sequence[int]) -> list[Logits]:
         """Those of the first ``images[0]`` images, of the next ``images[1]``, and so on."""
-        return [Logits(part, self.padded, self.size) for part in self.coarse.split(list(images))]
+        return [replace(self, coarse=part) for part in self.coarse.split(list(images))]
 
     def full(self) -> Float[Tensor, "b k H W"]:
         """The logits of every pixel."""
-        enlarged = F.interpolate(self.coarse, self.padded, mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(self.coarse, self.padded, mode="bilinear", align_corners=self.aligned)
         return enlarged[:, :, : self.size[0], : self.size[1]]
 
     def at(self, grid: Size) -> Float[Tensor, "b k _ _"]:
@@ -106,11 +108,12 @@ class Logits:
     def _axis(self, axis: int) -> Tensor:
         """(H, h) or (W, w), the weights of each coarse row or column in those of the image."""
         eye = torch.eye(self.coarse.shape[2 + axis], dtype=_wide(self.coarse), device=self.coarse.device)
-        return _resampled(eye, self.padded[axis])[: self.size[axis]]
+        return _resampled(eye, self.padded[axis], self.aligned)[: self.size[axis]]
 
     @property
     def _ratio(self) -> float:
-        return self.coarse.shape[2] / self.padded[0]
+        height, padded = self.coarse.shape[2], self.padded[0]
+        return (height - 1) / max(1, padded - 1) if self.aligned else height / padded
 
 
 class _PixelLosses(torch.autograd.Function):
@@ -166,9 +169,9 @@ def _bands(coarse: Tensor, rows: Tensor, columns: Tensor, ratio: float) -> Itera
             yield images, part, used, band
 
 
-def _resampled(weights: Tensor, length: int) -> Tensor:
+def _resampled(weights: Tensor, length: int, aligned: bool = False) -> Tensor:
     """Resample the first axis, (n, m) -> (length, m), linear."""
-    return F.interpolate(weights.mT[None], length, mode="linear", align_corners=False)[0].mT
+    return F.interpolate(weights.mT[None], length, mode="linear", align_corners=aligned)[0].mT
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

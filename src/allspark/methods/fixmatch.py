@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
-from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
 from allspark.methods.consistency import MeanTeacher
 from allspark.methods.losses import masked_cross_entropy
@@ -46,7 +46,7 @@ class FixMatch(MeanTeacher):
 
         guide = None
         if self.segmenter.bottleneck is not None:
-            reverse = Logits(scores.coarse.flip(0), scores.padded, scores.size)
+            reverse = replace(scores, coarse=scores.coarse.flip(0))
             guide = self.guide(mix_logits(scores, reverse, where), len(labeled.image), progress)
         logits = self.segmenter.logits(torch.cat([labeled.image, image]), guide)
         logits_l, logits_u = logits.split([len(labeled.image), len(image)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
-from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
 from allspark.methods.consistency import MeanTeacher
 from allspark.methods.losses import masked_cross_entropy
@@ -57,7 +57,7 @@ class UniMatchV2(MeanTeacher):
 
         guide = None
         if self.segmenter.bottleneck is not None:
-            reverse = Logits(scores.coarse.flip(0), scores.padded, scores.size)
+            reverse = replace(scores, coarse=scores.coarse.flip(0))
             guide = self.guide(mix_logits(scores, reverse, boxes[0]), len(labeled.image), progress)
         features = self._encode(labeled.image, images, guide)
         if self.feature_dropout:

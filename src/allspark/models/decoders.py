@@ -34,6 +34,8 @@ class SegformerHead(nn.Module):
         dropout: whole channels dropped before the classifier.
     """
 
+    corners_aligned = False
+
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.stages = nn.ModuleList(nn.Linear(c, width) for c in channels)
@@ -121,6 +123,8 @@ class DeepLabV3Plus(nn.Module):
         rates: dilations of the three 3x3 convolutions: (6, 12, 18) at stride 16, twice that at stride 8.
         dropout: whole channels dropped before the classifier.
     """
+
+    corners_aligned = False
 
     def __init__(
         self,

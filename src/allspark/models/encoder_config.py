@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
     PretrainedConfig,
@@ -46,6 +47,10 @@ HUB = {
 """Where the weights of a name lie on the hub."""
 STAGES = 4
 """Feature maps of an encoder; of those with more, the last ones."""
+_TAPS = {24: (5, 12, 18, 24)}
+"""Layers of a plain transformer whose outputs are its feature maps, where they are not spread evenly: as UniMatch V2
+(Yang et al., TPAMI 2025) has them for DINOv2-L."""
+TAP_FIELDS = ("out_features", "out_indices")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _PREPROCESSOR = "preprocessor_config.json"
 BOOKKEEPING = {
@@ -62,7 +67,10 @@ BOOKKEEPING = {
 
 
 def body_config(config: ModelConfig) -> PretrainedConfig:
-    """The transformers configuration of the encoder, asking for its last four stages.
+    """The transformers configuration of the encoder, asking for four feature maps.
+
+    Those of its last four stages; of a plain transformer, whose layers all have one resolution, four spread over its
+    depth, or those that ``encoder_config`` names (``out_indices``, ``out_features``).
 
     Raises:
         ConfigError: no such encoder, or fields that it does not have.
@@ -99,11 +107,58 @@ def body_config(config: ModelConfig) -> PretrainedConfig:
         raise ConfigError(f"model.encoder_config: num_channels is {body.num_channels}, but images have 3 channels")
     if hasattr(body, "drop_path_rate"):
         body.drop_path_rate = config.drop_path
-    if not isinstance(body, SegformerConfig):
-        if type(body) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ConfigError(f"model.encoder: {name!r} ({body.model_type}) yields no feature maps in transformers")
-        body.out_indices = list(range(len(body.stage_names)))[-STAGES:]
+    if isinstance(body, SegformerConfig):
+        return body  # gives its maps as hidden states
+    if type(body) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ConfigError(f"model.encoder: {name!r} ({body.model_type}) yields no feature maps in transformers")
+    _ask_for_maps(body, config)
     return body
+
+
+def _ask_for_maps(body: PretrainedConfig, config: ModelConfig) -> None:
+    if not is_plain(body):
+        body.out_indices = _last_stages(body)
+    elif not has_taps(config):
+        body.out_indices = _taps(body)
+
+
+def is_plain(body: PretrainedConfig) -> bool:
+    """Whether it is a plain transformer: all layers have one resolution, and each is a stage."""
+    return hasattr(body, "patch_size") and not hasattr(body, "depths")
+
+
+def write_taps(config: ModelConfig, *, earlier: bool = False) -> ModelConfig:
+    """Write out which layers the feature maps are, if the encoder is a bare plain transformer and they are open.
+
+    Args:
+        config: the network.
+        earlier: of a run of before 0.3, when they were those of the last four layers.
+    """
+    if config.encoder not in CONFIG_MAPPING or has_taps(config):
+        return config
+    body = body_config(config)
+    if not is_plain(body):
+        return config
+    taps = _last_stages(body) if earlier else list(body.out_indices)
+    return config.model_copy(update={"encoder_config": config.encoder_config | {"out_indices": taps}})
+
+
+def has_taps(config: ModelConfig) -> bool:
+    """Whether a configuration names the layers whose outputs are the feature maps."""
+    return any(field in config.encoder_config for field in TAP_FIELDS)
+
+
+def _last_stages(body: PretrainedConfig) -> list[int]:
+    """Numbers of the last four stages."""
+    return list(range(len(body.stage_names)))[-STAGES:]
+
+
+def _taps(body: PretrainedConfig) -> list[int]:
+    """Four layers, counted from 1, at a quarter, half, three quarters and the end: 3, 6, 9 and 12 of 12."""
+    depth = len(body.stage_names) - 1  # the first stage is the embedding
+    if depth < STAGES:
+        return _last_stages(body)
+    return list(_TAPS.get(depth, [-(-depth * i // STAGES) for i in range(1, STAGES + 1)]))
 
 
 def weights_normalisation(config: ModelConfig) -> Normalisation:

@@ -35,7 +35,9 @@ from allspark.models.encoder_config import (
     STAGES,
     body_config,
     field_names,
+    is_plain,
     weights_normalisation,
+    write_taps,
 )
 from allspark.models.pretrained import body_from_state, load_body
 from allspark.models.published import mit_sizes, nvlabs_to_transformers, read_foreign
@@ -254,14 +256,15 @@ def resolve_encoder(config: ModelConfig) -> ModelConfig:
     """Write the encoder out, so that a saved run opens without network or the original folder.
 
     A hub name or a folder becomes the model type with all fields that differ from its defaults; the normalisation is
-    written out for all.
+    written out for all, and for plain transformers which layers the feature maps are.
     """
     own = _not_transformers(config.encoder)
     how = weights_normalisation(config) if own is None else own(config, False).normalisation
     config = config.model_copy(update={"mean": config.mean or how.mean, "std": config.std or how.std})
-    known = config.encoder in HUB or own is not None
-    if known or ("/" not in config.encoder and not Path(config.encoder).is_dir()):
+    if config.encoder in HUB or own is not None:
         return config
+    if "/" not in config.encoder and not Path(config.encoder).is_dir():
+        return write_taps(config)
     architecture = body_config(config)
     names = field_names(architecture) - BOOKKEEPING
     fields = {key: value for key, value in architecture.to_diff_dict().items() if key in names}
@@ -277,8 +280,7 @@ def resolve_encoder(config: ModelConfig) -> ModelConfig:
 def _reductions(config: PretrainedConfig, count: int) -> tuple[int, ...]:
     """Strides of a backbone's last ``count`` feature maps."""
     patch = int(config.patch_size)
-    hierarchical = hasattr(config, "depths")
-    return tuple(patch * 2**i if hierarchical else patch for i in range(count))
+    return tuple(patch if is_plain(config) else patch * 2**i for i in range(count))
 
 
 @torch.no_grad()

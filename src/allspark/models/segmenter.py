@@ -15,10 +15,15 @@ from allspark.errors import CheckpointError, ConfigError
 from allspark.kernels.logits import Logits, Size
 from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import DeepLabV3Plus, SegformerHead
+from allspark.models.dpt import DPTHead
 from allspark.models.encoders import Encoder, build_encoder, published_encoder
 from allspark.runtime.modes import evaluating
 
 _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
+
+
+Decoder = SegformerHead | DeepLabV3Plus | DPTHead
+"""Logits from feature maps; ``corners_aligned`` says how they are enlarged."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,7 @@ class Segmenter(nn.Module):
         bottleneck: AllSpark, between the last feature map and the decoder; None: a plain network.
     """
 
-    def __init__(
-        self, encoder: Encoder, decoder: SegformerHead | DeepLabV3Plus, bottleneck: AllSparkBottleneck | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, bottleneck: AllSparkBottleneck | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.bottleneck = bottleneck
@@ -116,7 +119,8 @@ class Segmenter(nn.Module):
 
     def decode(self, features: Features) -> Logits:
         """Logits of features."""
-        return Logits(self.decoder(features.maps), features.padded, features.size)
+        coarse = self.decoder(features.maps)
+        return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
 
     def compile_parts(self) -> None:
         """Let torch.compile take encoder and decoder; the bottleneck has kernels of its own."""
@@ -182,7 +186,14 @@ def build_segmenter(
     return Segmenter(encoder, decoder, bottleneck).train()
 
 
-def _build_decoder(model: ModelConfig, encoder: Encoder, num_classes: int) -> SegformerHead | DeepLabV3Plus:
+def _build_decoder(model: ModelConfig, encoder: Encoder, num_classes: int) -> Decoder:
+    if model.decoder == "dpt":
+        if len(encoder.strides) != DPTHead.levels or len(set(encoder.strides)) > 1:
+            raise ConfigError(
+                "model.decoder: dpt takes four feature maps of one stride, as a plain transformer such as dinov2 has; "
+                f"{model.encoder!r} has strides {', '.join(map(str, encoder.strides))}: use segformer or deeplabv3plus"
+            )
+        return DPTHead.for_encoder(encoder.channels, num_classes, model.decoder_channels, model.decoder_dropout)
     if model.decoder == "deeplabv3plus":
         rates = (12, 24, 36) if encoder.strides[-1] <= 8 else (6, 12, 18)
         return DeepLabV3Plus(
