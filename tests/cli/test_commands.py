@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from allspark.cli.app import main
+from allspark.cli.train import chosen
 from allspark.config.files import load_config
 from allspark.config.schema import Config
 from allspark.engine.sinks import read_log
@@ -266,3 +267,21 @@ def test_published_checkpoint_becomes_a_run(tmp_path, tiny_folder, capsys):
     assert "has 5 classes, not 21" in capsys.readouterr().err
     assert main(["eval", str(run)]) == 2
     assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpu", "changes", "encoder"),
+    [
+        ("folder", False, [], "efficientnet-lite0"),
+        ("folder", True, [], "facebook/dinov2-small"),
+        ("folder", True, ["train.device = cpu"], "efficientnet-lite0"),
+        ("folder", True, ["model.encoder=mit-b0"], "mit-b0"),
+        ("voc", True, [], "mit-b5"),
+    ],
+)
+def test_the_folder_recipe_takes_a_larger_network_on_a_gpu(recipe, gpu, changes, encoder, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    config, out = chosen(recipe, None, None, resume=False, changes=changes, paths={})
+    assert config.model.encoder == encoder
+    assert out == Path("runs") / recipe
+    assert ("dinov2-small is used" in capsys.readouterr().err) == (encoder == "facebook/dinov2-small")

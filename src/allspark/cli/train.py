@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from allspark.config.schema import Config
 
 
+_FOLDER, _FOLDER_ON_GPU = "folder", "dinov2-small"
+
+
 def train(
     recipe: Annotated[str | None, typer.Option(metavar="NAME", help="a recipe, see `allspark config list`")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a configuration file")] = None,
@@ -90,7 +93,7 @@ def chosen(
     if config_file:
         config, name = load_config(config_file), config_file.stem
     elif recipe:
-        config, name = load_recipe(recipe), recipe
+        config, name = load_recipe(_for_this_machine(recipe, changes)), recipe
     elif resume and out is not None:
         if not (out / "config.yaml").is_file():
             raise ConfigError(f"{out / 'config.yaml'}: no such file, so there is no run to resume in {out}")
@@ -101,6 +104,22 @@ def chosen(
     given = {key: path.absolute() if _is_here(path) else path for key, path in paths.items() if path is not None}
     data = config.data.model_copy(update=given)
     return config.model_copy(update={"data": data}), out or Path("runs") / name
+
+
+def _for_this_machine(recipe: str, changes: Sequence[str]) -> str:
+    """On a GPU the recipe ``folder`` is that of a larger network, unless the network or the device is asked for."""
+    from torch import cuda
+
+    asked = {item.partition("=")[0].strip(): item.partition("=")[2].strip() for item in changes}
+    if recipe != _FOLDER or "model.encoder" in asked or asked.get("train.device") == "cpu" or not cuda.is_available():
+        return recipe
+    if _main_process():
+        typer.echo(
+            f"note: there is a GPU, recipe {_FOLDER_ON_GPU} is used in place of {_FOLDER}; "
+            "--set train.device=cpu or --set model.encoder=efficientnet-lite0 keeps the small network",
+            err=True,
+        )
+    return _FOLDER_ON_GPU
 
 
 def _is_here(path: Path) -> bool:
