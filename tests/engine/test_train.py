@@ -458,3 +458,18 @@ def test_some_checkpoints_stay_and_are_offered_when_the_last_is_damaged(config, 
         path.write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"best.safetensors of step 5 is whole: a new run can begin with it"):
         train(config, tmp_path / "run", resume=True)
+
+
+def test_a_row_is_a_mean_over_the_steps_that_have_a_value(tiny_config, tiny_folder, tmp_path):
+    """Unlabelled images join after half of the row: what is said of them is a mean over that half, not over all."""
+    changes = [f"data.root={tiny_folder}", "method.name=fixmatch", "method.supervised_epochs=1"]
+    rows = {}
+    for every in (1, 4):
+        config = apply_overrides(tiny_config, [*changes, f"train.log_every={every}"])
+        train(config, tmp_path / f"every{every}")
+        rows[every] = [row for row in read_log(tmp_path / f"every{every}") if "loss" in row]
+    assert ["kept" in row for row in rows[1]] == [False, False, True, True]
+    (whole,) = rows[4]
+    for name in ("loss", "loss_labeled", "loss_unlabeled", "kept"):
+        single = [row[name] for row in rows[1] if name in row]
+        assert whole[name] == pytest.approx(sum(single) / len(single)), name

@@ -47,9 +47,21 @@ def test_in_the_warm_up_labels_alone_count(name):
     batch = batch_of(method.views)
     early, late = (method(batch, Progress(step, 2, 4)) for step in (1, 2))
     assert early.loss == 0.7 * early.terms["labeled"].mean()
-    assert all(term.weight == 0 for key, term in early.terms.items() if key != "labeled")
+    assert early.terms.keys() == early.class_pixels.keys() == {"labeled"}
     assert all(term.weight > 0 for term in late.terms.values())
     assert torch.isfinite(late.loss)
+
+
+def test_the_memory_waits_for_the_end_of_the_warm_up():
+    changes = ["method.name=fixmatch", "model.bottleneck=allspark", "model.bottleneck_warmup_epochs=1"]
+    method = build_method(apply_overrides(Config(), [*TINY, *changes, "method.supervised_epochs=1"]), 5)
+    read = []
+    method.segmenter.bottleneck.register_forward_pre_hook(lambda module, inputs: read.append(inputs[1]))
+    for step in range(0, 8, 2):
+        method(batch_of(method.views), Progress(step, 2, 8))
+        method.after_step(Progress(step, 2, 8))
+    assert [guide and guide.read_memory for guide in read if guide is not None] == [False, True, True]
+    assert read[0] is None  # labelled images alone, as in inference
 
 
 @pytest.mark.parametrize("name", CONSISTENCY)

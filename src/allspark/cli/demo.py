@@ -50,7 +50,8 @@ def run_demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Con
     """Generate scenes, train and evaluate each of ``METHODS``, draw and print what was measured.
 
     All methods start from the same encoder and decoder, see the same labelled crops, and make the same number of
-    updates; the last checkpoint counts. Finished or interrupted methods in ``out`` are not trained again but taken up where they stand.
+    updates; the last checkpoint counts. Finished or interrupted methods in ``out`` are not trained again but taken up
+    where they stand.
 
     Args:
         out: folder of data, runs, overlays and demo.png.

@@ -77,7 +77,7 @@ class Consistency(MethodConfig):
     labeled_weight: float = Field(0.5, ge=0, description="weight of the loss of labelled images")
     unlabeled_weight: float = Field(0.5, ge=0, description="weight of the losses of unlabelled images, together")
     supervised_epochs: float = Field(
-        0.0, ge=0, description="supervised warm-up: until then unlabelled images have no weight [epochs]"
+        0.0, ge=0, description="supervised warm-up: so long labelled images train alone [epochs]"
     )
     ramp_epochs: float = Field(
         0.0, ge=0, description="after that their weight rises from low to full over so long [epochs]"

@@ -30,7 +30,8 @@ class RunState:
     best_step: int | None = None
     peak_memory: int = 0  # of the process, or of the GPU [bytes]
     sums: dict[str, float] = field(default_factory=dict)  # of the log row that is being gathered
-    count: int = 0
+    count: int = 0  # micro-batches in it
+    counts: dict[str, int] = field(default_factory=dict)  # of each of the sums, which can be fewer
     class_pixels: dict[str, list[int]] = field(default_factory=dict)  # of the targets since the last validation
     warned: list[str] = field(default_factory=list)
     initial: str = ""  # checksum of the weights that encoder and decoder began with
@@ -77,12 +78,14 @@ class Recorder:
         """
         if not self._unread:
             return
-        own = torch.stack([one.values for _, one in self._unread])
-        self._require_finite(own[:, 0])
-        state, table = self.state, (all_reduce(own) / world_size()).tolist()
-        for (_, one), values in zip(self._unread, table, strict=True):
-            for name, value in zip(one.names, values, strict=True):
-                state.sums[name] = state.sums.get(name, 0.0) + value
+        state = self.state
+        own = torch.cat([one.values for _, one in self._unread])
+        self._require_finite(torch.stack([one.values[0] for _, one in self._unread]))
+        values = iter((all_reduce(own) / world_size()).tolist())
+        for _, one in self._unread:  # not all have the same names: unlabelled images may join later
+            for name in one.names:
+                state.sums[name] = state.sums.get(name, 0.0) + next(values)
+                state.counts[name] = state.counts.get(name, 0) + 1
             state.count += 1
         for name, pixels in sorted(self._class_pixels().items()):
             sums = state.class_pixels.get(name, [0] * len(pixels))
@@ -111,7 +114,8 @@ class Recorder:
         state = self.state
         if not state.count:  # all steps were skipped
             return
-        means = {name: total / state.count for name, total in state.sums.items() if name != "time"}
+        # runs of before 0.3 did not count each by itself
+        means = {k: total / state.counts.get(k, state.count) for k, total in state.sums.items() if k != "time"}
         row = {
             **self.head(),
             **means,
@@ -119,7 +123,7 @@ class Recorder:
             "images_per_s": state.count * self._images * world_size() / state.sums["time"],
             "seconds": state.seconds,
         }
-        state.sums, state.count = {}, 0
+        state.sums, state.count, state.counts = {}, 0, {}
         self.write(row)
 
     def head(self) -> dict[str, Any]:

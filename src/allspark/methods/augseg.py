@@ -44,7 +44,7 @@ class AugSeg(MeanTeacher):
         )
         self.inject = settings.inject
 
-    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+    def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label weak views, paste labelled content and other images, learn from both kinds in one pass."""
         labeled, unlabeled = batch.labeled, batch.unlabeled
         assert labeled is not None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
-from allspark.batch import Progress
+from allspark.batch import Progress, StepOutput, TrainBatch
 from allspark.config import methods as config
-from allspark.methods.base import Method
+from allspark.kernels.logits import Logits
+from allspark.methods.base import Method, class_pixels
 from allspark.methods.filters import PixelFilter
 from allspark.methods.ramps import unlabeled_weight
 from allspark.methods.teacher import Teacher
+from allspark.models.allspark import Guide
 from allspark.models.segmenter import Segmenter
 
 
 class Consistency(Method):
-    """The weights of the losses, and which pseudo-labels count.
+    """The supervised warm-up, the weights of the losses, and which pseudo-labels count.
 
     Attributes:
         labeled_weight: of the loss of labelled images.
@@ -30,6 +34,27 @@ class Consistency(Method):
         self.labeled_weight = settings.labeled_weight
         self.unlabeled_weight = partial(unlabeled_weight, settings)
         self.filter = PixelFilter(settings, self.segmenter.num_classes)
+        self._supervised_epochs = settings.supervised_epochs
+
+    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step: of labelled images alone while the others have no weight, else of both."""
+        if self.unlabeled_weight(progress) > 0:
+            return self.learn(batch, progress)
+        labeled = batch.labeled
+        assert labeled is not None
+        loss = self.labeled_weight * self.labeled_loss(self.segmenter.logits(labeled.image), labeled.mask)
+        return StepOutput(
+            {"labeled": loss}, class_pixels=class_pixels(self.segmenter.num_classes, labeled=labeled.mask)
+        )
+
+    @abstractmethod
+    def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+        """One step of labelled and unlabelled images."""
+
+    def guide(self, scores: Logits, num_labeled: int, progress: Progress) -> Guide | None:
+        """As of all methods; the memory fills, and warms up, when the supervised warm-up is over."""
+        begun = progress.step - round(self._supervised_epochs * progress.steps_per_epoch)
+        return super().guide(scores, num_labeled, replace(progress, step=begun))
 
     def health(self) -> dict[str, Tensor]:
         """The threshold of each class too, where they differ."""

@@ -40,7 +40,7 @@ class CutMixSeg(MeanTeacher):
         self.distance = settings.distance
         self.by_pixel = settings.confidence_weight == "pixel"
 
-    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+    def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: the teacher labels two unlabelled batches, the network sees labelled images, then the mix."""
         labeled, one, two = batch.labeled, batch.unlabeled, batch.partner
         assert labeled is not None

@@ -32,7 +32,7 @@ class FixMatch(MeanTeacher):
         boxes = UniMatchBoxes(settings.cutmix)
         self.views = Views(labeled=settings.labeled_views, strong=1, boxes=boxes, colours=settings.colours)
 
-    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+    def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label weak views, mix strong ones, learn from labelled and mixed images in one pass."""
         labeled, unlabeled = batch.labeled, batch.unlabeled
         assert labeled is not None

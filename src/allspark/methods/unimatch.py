@@ -40,7 +40,7 @@ class UniMatch(Consistency):
         )
         self.feature_dropout = settings.feature_dropout
 
-    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+    def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label the partners, learn from labelled and weak images, then from mixed strong views."""
         labeled, unlabeled, partner = batch.labeled, *self._pair(batch)
         assert labeled is not None

@@ -43,7 +43,7 @@ class UniMatchV2(MeanTeacher):
         self.views = Views(labeled=settings.labeled_views, strong=2, boxes=boxes, colours=settings.colours)
         self.feature_dropout = settings.feature_dropout
 
-    def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
+    def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label weak views, mix strong ones, learn from labelled images and both views in one pass."""
         labeled, unlabeled = batch.labeled, batch.unlabeled
         assert labeled is not None
