@@ -19,7 +19,6 @@ from allspark.errors import CheckpointError, ConfigError
 from allspark.models.encoder_config import MIT_PRESETS
 from allspark.models.encoders import build_encoder, freeze_unused, resolve_encoder
 from allspark.models.segmenter import build_segmenter
-from allspark.runtime.modes import evaluating
 from tests.fakes import ENCODERS, tiny
 
 
@@ -235,23 +234,3 @@ def test_what_cannot_be_checkpointed_is_one_line():
     config = ModelConfig(encoder="convnext", encoder_config=ENCODERS["convnext"], pretrained="none")
     with pytest.raises(ConfigError, match=r"model\.activation_checkpointing: 'convnext' cannot"):
         build_encoder(config.model_copy(update={"activation_checkpointing": True}))
-
-
-@pytest.mark.parametrize("name", ["resnet", "efficientnet-lite0"])
-def test_frozen_statistics_stay_and_weights_learn(name):
-    fields = ENCODERS.get(name, {})
-    config = ModelConfig(encoder=name, encoder_config=fields, pretrained="none", freeze_statistics=True)
-    encoder = build_encoder(config).train()
-    before = {key: value.clone() for key, value in encoder.named_buffers()}
-    image = torch.randn(2, 3, 64, 64)
-    maps = encoder(image)
-    alone = encoder(image[:1])
-    torch.testing.assert_close(maps[-1][:1], alone[-1])  # what an image becomes does not depend on the others
-    sum(x.sum() for x in maps).backward()
-    for key, value in encoder.named_buffers():
-        assert torch.equal(value, before[key]), key
-    assert all(x.grad is not None for x in encoder.parameters())
-    with evaluating(encoder):
-        pass
-    assert not any(part.training for part in encoder.modules() if isinstance(part, torch.nn.BatchNorm2d))
-    assert encoder.training

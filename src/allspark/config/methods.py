@@ -111,10 +111,21 @@ class MeanTeacher(Consistency):
     ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teacher follows")
 
 
-class FixMatch(MeanTeacher):
-    """A teacher's confident labels of weak views supervise a strong view with CutMix."""
+class JointTeacher(MeanTeacher):
+    """What methods with a teacher have in common whose labelled images and strong views can pass together."""
 
     joint: ClassVar[bool] = True
+
+    strong_pass: Literal["joint", "apart"] = Field(
+        "joint",
+        description="strong views pass the network with the labelled images (joint), or after them (apart): then each "
+        "kind has batch statistics of its own, and the running ones, which inference uses, follow the labelled images "
+        "alone; the same for networks without batch norm",
+    )
+
+
+class FixMatch(JointTeacher):
+    """A teacher's confident labels of weak views supervise a strong view with CutMix."""
 
     name: Literal["fixmatch"] = Field("fixmatch", description="the training method")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted")
@@ -133,10 +144,8 @@ class UniMatch(Consistency):
     feature_dropout: Probability = Field(0.5, description="share of the channels that the feature stream drops")
 
 
-class UniMatchV2(MeanTeacher):
+class UniMatchV2(JointTeacher):
     """A teacher's confident labels supervise two strong views, whose features lose complementary channels."""
-
-    joint: ClassVar[bool] = True
 
     name: Literal["unimatch-v2"] = Field("unimatch-v2", description="the training method")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted, for each view")
@@ -179,10 +188,8 @@ class CutMixSeg(MeanTeacher):
     ema_decay: float = Field(0.99, ge=0, lt=1, description="how slowly the teacher follows")
 
 
-class AugSeg(MeanTeacher):
+class AugSeg(JointTeacher):
     """A teacher's labels supervise views out of a random list of colours, with labelled content where it is unsure."""
-
-    joint: ClassVar[bool] = True
 
     name: Literal["augseg"] = Field("augseg", description="the training method")
     labeled_weight: float = Field(1.0, ge=0, description="weight of the loss of labelled images")

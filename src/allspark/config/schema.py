@@ -101,11 +101,6 @@ class ModelConfig(Section):
         description="ResNet encoders: pixels for one step on the last feature map, by dilation; null: as built (32)",
     )
     drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
-    freeze_statistics: bool = Field(
-        False,
-        description="batch norms of the encoder keep the statistics of its pretrained weights: for few images an "
-        "update, and so that labelled images and strong views in one pass do not share theirs",
-    )
     activation_checkpointing: bool = free(
         False,
         description="compute the encoder's blocks again in backward instead of keeping what is in them: the result "

@@ -1,6 +1,9 @@
-"""Batch norm over the images of all processes."""
+"""Batch norm over the images of all processes, and passes that its running statistics do not follow."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,3 +50,17 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(part, nn.BatchNorm2d):
             part.__class__ = SyncedBatchNorm
     return module
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Passes in training mode that normalise by their own batch, but leave no trace in the running statistics."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [part.momentum for part in norms]
+    for part in norms:
+        part.momentum = 0.0
+    try:
+        yield
+    finally:
+        for part, momentum in zip(norms, momenta, strict=True):
+            part.momentum = momentum

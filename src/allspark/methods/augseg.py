@@ -14,7 +14,7 @@ from allspark.config import methods as config
 from allspark.data.boxes import BetaBoxes
 from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
-from allspark.methods.consistency import MeanTeacher
+from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
 from allspark.models.segmenter import Segmenter
@@ -22,7 +22,7 @@ from allspark.models.segmenter import Segmenter
 _LABELED, _OTHER = (8.0, 2.0), (4.0, 4.0)  # how large the boxes of labelled content and of other images are
 
 
-class AugSeg(MeanTeacher):
+class AugSeg(JointTeacher):
     """A mean teacher whose strong views carry the method: colours out of a random list, and two CutMix pastes.
 
     The less sure the teacher is of an image, the likelier labelled content is pasted into it. From what comes out of
@@ -69,8 +69,8 @@ class AugSeg(MeanTeacher):
         if self.segmenter.bottleneck is not None:
             other = Logits(scores.coarse[order], scores.padded, scores.size)
             guide = self.guide(mix_logits(scores, other, where), len(labeled.image), progress)
-        logits = self.segmenter.logits(torch.cat([labeled.image, image]), guide)
-        logits_l, logits_u = logits.split([len(labeled.image), len(image)])
+        features = self.segmenter.apply_bottleneck(self.encode(labeled.image, image), guide)
+        logits_l, logits_u = self.decode(features, len(labeled.image), [len(image)])
         terms = {
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress) * masked_cross_entropy(logits_u, target, keep, valid_mixed),

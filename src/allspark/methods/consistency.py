@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from allspark.batch import Progress, StepOutput, TrainBatch
 from allspark.config import methods as config
+from allspark.kernels.batch_norm import statistics_kept
 from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels
 from allspark.methods.filters import PixelFilter
 from allspark.methods.ramps import unlabeled_weight
 from allspark.methods.teacher import Teacher
 from allspark.models.allspark import Guide
-from allspark.models.segmenter import Segmenter
+from allspark.models.segmenter import Features, Segmenter
 
 
 class Consistency(Method):
@@ -85,3 +88,31 @@ class MeanTeacher(Consistency):
     def deployed(self) -> Segmenter:
         """The teacher."""
         return self.teacher.network
+
+
+class JointTeacher(MeanTeacher):
+    """Labelled images and strong views pass the network together, or one after the other (``strong_pass``).
+
+    They meet at the bottleneck in any case.
+    """
+
+    def __init__(self, settings: config.JointTeacher, build: Callable[[], Segmenter]) -> None:
+        super().__init__(settings, build)
+        self._apart = settings.strong_pass == "apart"
+
+    def encode(self, labeled: Float[Tensor, "l 3 H W"], strong: Float[Tensor, "s 3 H W"]) -> Features:
+        """Features of l labelled images, then of s strong views."""
+        if not self._apart:
+            return self.segmenter.encode(torch.cat([labeled, strong]))
+        first = self.segmenter.encode(labeled)
+        with statistics_kept(self.segmenter.encoder):
+            return Features.cat([first, self.segmenter.encode(strong)])
+
+    def decode(self, features: Features, labeled: int, strong: Sequence[int]) -> list[Logits]:
+        """Logits of the labelled images, then of each strong view; how many images each has."""
+        if not self._apart:
+            return self.segmenter.decode(features).split([labeled, *strong])
+        first, rest = features.split([labeled, sum(strong)])
+        logits = self.segmenter.decode(first)
+        with statistics_kept(self.segmenter.decoder):
+            return [logits, *self.segmenter.decode(rest).split(strong)]

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
 from allspark.methods.base import class_pixels
-from allspark.methods.consistency import MeanTeacher
+from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
 from allspark.models.segmenter import Segmenter
 
 
-class FixMatch(MeanTeacher):
+class FixMatch(JointTeacher):
     """The teacher labels weak views; where it is sure, the student has to say the same of a strong view with CutMix.
 
     The partner of an image is the one at its place in the reversed micro-batch of the process. The loss is a mean over
@@ -48,8 +47,8 @@ class FixMatch(MeanTeacher):
         if self.segmenter.bottleneck is not None:
             reverse = replace(scores, coarse=scores.coarse.flip(0))
             guide = self.guide(mix_logits(scores, reverse, where), len(labeled.image), progress)
-        logits = self.segmenter.logits(torch.cat([labeled.image, image]), guide)
-        logits_l, logits_u = logits.split([len(labeled.image), len(image)])
+        features = self.segmenter.apply_bottleneck(self.encode(labeled.image, image), guide)
+        logits_l, logits_u = self.decode(features, len(labeled.image), [len(image)])
 
         terms = {
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),

@@ -12,7 +12,7 @@ from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBa
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
 from allspark.methods.base import class_pixels
-from allspark.methods.consistency import MeanTeacher
+from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
 from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
 from allspark.methods.perturbations import complementary_dropout
@@ -20,16 +20,16 @@ from allspark.models.allspark import Guide
 from allspark.models.segmenter import Features, Segmenter
 
 
-class UniMatchV2(MeanTeacher):
+class UniMatchV2(JointTeacher):
     """The teacher labels weak views; the student has to say the same of two strong ones, which share out the channels.
 
     The partner of an image is the one at its place in the reversed micro-batch of the process; each view has a CutMix
     box of its own. The losses of strong views are means over all pixels that are no padding, confident or not.
 
-    Published are two passes of the student, over labelled images and over strong views. Here it is one over all, as in
-    ``fixmatch``: the same for a transformer with a DPT head, which has no batch norm (and the only network published).
-    Batch norm, where there is some, then sees each step once and labelled and strong images alike; its averages, which
-    the teacher takes over, are those of all images and not of the strong ones of the last pass.
+    Published are two passes of the student, over labelled images and over strong views. Here it is one over all, or two
+    with ``strong_pass=apart``: all the same for a transformer with a DPT head, which has no batch norm (and the only
+    network published). Batch norm's running statistics, which the teacher takes over, are then those of all images, or
+    of the labelled ones, and not of the strong ones of the last pass.
 
     With a bottleneck, labelled images and the first strong view pass it together, guided by the teacher's scores; the
     second one passes it as in inference. Channels are dropped behind it, so that the memory holds whole features.
@@ -62,8 +62,7 @@ class UniMatchV2(MeanTeacher):
         features = self._encode(labeled.image, images, guide)
         if self.feature_dropout:
             features = complementary_dropout(features, num_clean=len(labeled.image))
-        sizes = [len(labeled.image), *map(len, images)]
-        logits_l, *logits_s = self.segmenter.decode(features).split(sizes)
+        logits_l, *logits_s = self.decode(features, len(labeled.image), [len(view) for view in images])
 
         terms = {"labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask)}
         weight = self.unlabeled_weight(progress) / len(boxes)
@@ -76,7 +75,7 @@ class UniMatchV2(MeanTeacher):
 
     def _encode(self, labeled: Tensor, strong: list[Tensor], guide: Guide | None) -> Features:
         """Features of labelled images and of both strong views, behind the bottleneck."""
-        features = self.segmenter.encode(torch.cat([labeled, *strong]))
+        features = self.encode(labeled, torch.cat(strong))
         if self.segmenter.bottleneck is None:
             return features
         guided, alone = features.split([len(labeled) + len(strong[0]), len(strong[1])])

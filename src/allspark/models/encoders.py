@@ -51,11 +51,9 @@ class Encoder(nn.Module):
         channels: of each feature map.
         strides: pixels of the image for one step on each feature map.
         normalisation: how RGB becomes what it takes.
-        freeze_statistics: batch norms use their running statistics in training too, and do not change them.
     """
 
     normalisation: Normalisation = IMAGENET
-    freeze_statistics: bool = False
 
     def __init__(self, body: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], multiple: int) -> None:
         super().__init__()
@@ -71,15 +69,6 @@ class Encoder(nn.Module):
         height, width = (self._padded(size) for size in image.shape[2:])
         image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
         return self._maps(image)
-
-    def train(self, mode: bool = True) -> Encoder:
-        """Switch between training and inference; frozen batch norms stay in the latter's mode."""
-        super().train(mode)
-        if self.freeze_statistics:
-            for part in self.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                    part.eval()
-        return self
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that an image of this size is computed at [pixels]."""
@@ -173,7 +162,6 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
         encoder = own(config, load_weights)
     wanted = encoder.normalisation
     encoder.normalisation = Normalisation(config.mean or wanted.mean, config.std or wanted.std)
-    encoder.freeze_statistics = config.freeze_statistics
     return encoder
 
 
