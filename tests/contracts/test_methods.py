@@ -259,10 +259,10 @@ def test_warm_up_is_counted_in_epochs(monkeypatch):
     seen = []
     forward = type(method.segmenter.bottleneck).forward
 
-    def spy(self, feature, guide=None):
+    def spy(self, feature, guide=None, **options):
         if guide is not None:
             seen.append(guide.read_memory)
-        return forward(self, feature, guide)
+        return forward(self, feature, guide, **options)
 
     monkeypatch.setattr(type(method.segmenter.bottleneck), "forward", spy)
     for step in range(5):
