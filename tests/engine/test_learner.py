@@ -23,8 +23,8 @@ def still(method):
     """No dropout and no batch statistics: what is left must not depend on how an update is cut."""
     for part in method.modules():
         for name in ("dropout", "feature_dropout", "drop_prob"):
-            if isinstance(getattr(part, name, None), float):
-                setattr(part, name, 0.0)
+            if isinstance(getattr(part, name, None), bool | float):
+                setattr(part, name, 0)
         if isinstance(part, torch.nn.BatchNorm2d):
             part.eval()
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, SwinBackbone
 
 from allspark.batch import IMAGENET, Normalisation
-from allspark.config.files import apply_overrides
+from allspark.config.files import apply_overrides, load_config
 from allspark.config.schema import ModelConfig
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.run import open_run, saved_config
@@ -85,6 +85,8 @@ def test_a_run_keeps_it_without_the_folder(tiny_config, tiny_folder, tmp_path):
         path.unlink()
     run = open_run(tmp_path / "run", "last")
     assert (run.config.model.mean, run.config.model.std) == (HALF.mean, HALF.std)
+    saved = load_config(tmp_path / "run" / "config.yaml")
+    assert train(saved, tmp_path / "run", resume=True).steps == 2
     assert run.segmenter.normalisation == HALF
 
     seen = []

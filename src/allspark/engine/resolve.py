@@ -10,7 +10,7 @@ from allspark.config.fields import is_free
 from allspark.config.files import apply_overrides, differences
 from allspark.config.keys import keys
 from allspark.config.resolve import images_per_update, network_config, require_memory, scaled_lr
-from allspark.config.schema import Config
+from allspark.config.schema import Config, ModelConfig
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.run import saved_config
 from allspark.errors import ConfigError
@@ -69,9 +69,10 @@ def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int
     Raises:
         ConfigError: it would be another experiment.
     """
-    before = checkpoint.meta.get("processes", 1)
+    before, saved = checkpoint.meta.get("processes", 1), saved_config(checkpoint, path)
+    config = config.model_copy(update={"model": _with_normalisation(config.model, saved.model)})
     resolved = resolve(same_update(config, before, world, note), world, note)
-    then = resolve(same_update(saved_config(checkpoint, path), before, world, _silent), world, _silent)
+    then = resolve(same_update(saved, before, world, _silent), world, _silent)
     resolved = _with_taps_of(then, resolved) if not has_taps(config.model) else resolved
     known = keys(resolved.method.name)
     for name, old, new in differences(then, resolved):
@@ -91,6 +92,11 @@ def _with_taps_of(then: Config, now: Config) -> Config:
         return now
     fields = {name: value for name, value in now.model.encoder_config.items() if name not in TAP_FIELDS} | taps
     return now.model_copy(update={"model": now.model.model_copy(update={"encoder_config": fields})})
+
+
+def _with_normalisation(model: ModelConfig, saved: ModelConfig) -> ModelConfig:
+    """What the run takes of an image, where the user leaves it open: the folder of the weights may be gone by now."""
+    return model.model_copy(update={"mean": model.mean or saved.mean, "std": model.std or saved.std})
 
 
 def same_update(config: Config, then: int, now: int, note: Note) -> Config:

@@ -21,7 +21,7 @@ from transformers import (
 from allspark.batch import IMAGENET, Normalisation
 from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
-from allspark.models.pretrained import cached_or_hub
+from allspark.models.pretrained import WEIGHT_FILES, cached_or_hub
 
 _WIDE = (64, 128, 320, 512)
 MIT_PRESETS: dict[str, dict[str, Any]] = {
@@ -173,7 +173,7 @@ def weights_normalisation(config: ModelConfig) -> Normalisation:
     if config.mean is not None and config.std is not None:
         return Normalisation(config.mean, config.std)
     source = config.encoder if config.pretrained in {"hub", "none"} else config.pretrained
-    if "/" not in source and not Path(source).is_dir():
+    if Path(source).suffix in WEIGHT_FILES or ("/" not in source and not Path(source).is_dir()):
         return IMAGENET
     try:
         path = Path(source) / _PREPROCESSOR if Path(source).is_dir() else cached_or_hub(_hub_file, source)

@@ -21,6 +21,10 @@ from allspark.models.published import nvlabs_to_transformers, read_foreign
 _OTHER_SIZE = "{source}: does not fit the encoder: its tensors have other sizes; is model.encoder the right one?"
 
 
+WEIGHT_FILES = {".pth", ".pt", ".bin"}
+"""Suffixes of files of tensors; other sources of weights are folders and names of the hub."""
+
+
 def load_body(model: Any, config: PretrainedConfig, source: str) -> Any:
     """Random weights for ``none``, else weights of an NVlabs file, a folder or the hub."""
     if source == "none":
@@ -30,7 +34,7 @@ def load_body(model: Any, config: PretrainedConfig, source: str) -> Any:
             reason = " ".join(str(error).split())[:120]
             raise ConfigError(f"model.encoder_config: no network can be built from it ({reason})") from error
     path = Path(source)
-    if path.suffix in {".pth", ".pt", ".bin"}:
+    if path.suffix in WEIGHT_FILES:
         if model is not SegformerModel:
             raise ConfigError(f"model.pretrained: {source} is an NVlabs file and needs an encoder mit-b0 .. mit-b5")
         return body_from_state(config, nvlabs_to_transformers(read_foreign(path)), source)
