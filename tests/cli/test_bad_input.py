@@ -203,6 +203,17 @@ def test_a_memory_that_is_not_there_is_named(fails, run, tiny_folder, tmp_path):
     assert "nothing was ever written" in fails("eval", empty, "--memory")
 
 
+def test_a_bottleneck_that_does_not_fit_is_told_before_training(fails, tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    train = ["train", "--recipe", "folder", "--data", tiny_folder, "--out", out, *SET, "--set", "method.name=allspark"]
+    assert "a crop of 32 x 32 pixels is one position" in fails(*train, "--set", "data.crop=32")
+    huge = fails(*train, "--set", "model.encoder_config.hidden_sizes=[8, 16, 16, 512]", "--set", "data.crop=30000")
+    assert re.search(
+        r"512 channels on a grid of 938 x 938, with \d classes, need \d+\.\d GB at least, and cpu has", huge
+    )
+    assert not out.exists()
+
+
 def test_damaged_and_foreign_checkpoints_are_named(fails, run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

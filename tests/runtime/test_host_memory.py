@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from allspark.runtime import host_memory
+
 # How many pages the kernel has to map for a buffer of 48 MB that was freed before.
 SCRIPT = """
 import resource, sys
@@ -63,3 +65,13 @@ def test_a_program_starts_again_once_as_it_was(before):
         environment["GLIBC_TUNABLES"] = users
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[1:] == [users]
+
+
+def test_a_container_limits_the_memory(tmp_path, monkeypatch):
+    limits = tmp_path / "memory.max", tmp_path / "none"
+    monkeypatch.setattr(host_memory, "_LIMITS", limits)
+    limits[0].write_text("max\n")
+    whole = host_memory.host_memory()
+    assert whole is None or whole > 2**28
+    limits[0].write_text("1000000\n")
+    assert host_memory.host_memory() == 10**6

@@ -18,6 +18,7 @@ from allspark.config.plugins import plugin_options
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config, TrainConfig
 from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
+from allspark.engine.fit import require_fit
 from allspark.engine.learner import Learner, OutOfMemoryError
 from allspark.engine.prepare import build_method_of, open_checked, what_begins
 from allspark.engine.random_state import process_seed, random_states, restore_random_state
@@ -84,6 +85,8 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
         else:
             config = resolve_again(config, checkpoint, folder.last, world, sink.note)
         source = open_checked(config.data, METHODS[config.method.name].views, sink.note)
+        if checkpoint is None:  # a run that goes on has shown that it fits
+            require_fit(config, source.num_classes, device)
         method, state = build_method_of(config, source, checkpoint, folder.last, sink.note)
         stream = TrainStream(
             source,

@@ -168,22 +168,28 @@ def build_segmenter(
         raise ConfigError("model.bottleneck is open: network_config(config) says what the method makes of it")
     encoder = build_encoder(config, load_weights)
     decoder = _build_decoder(config, encoder, num_classes)
-    bottleneck = None  # drawn last, so that one seed gives all methods the same encoder and decoder
-    if config.bottleneck == "allspark":
-        bottleneck = AllSparkBottleneck(
-            encoder.channels[-1],
-            num_classes,
-            encoder.grid(crop),
-            config.bottleneck_heads,
-            config.bottleneck_dropout,
-            memory=config.bottleneck_memory,
-            grouping=config.bottleneck_grouping,
-            warmup_epochs=config.bottleneck_warmup_epochs,
-            gate=config.bottleneck_gate,
-            own=config.bottleneck_own,
-        )
+    # drawn last, so that one seed gives all methods the same encoder and decoder
+    bottleneck = build_bottleneck(config, encoder, num_classes, crop) if config.bottleneck == "allspark" else None
     # transformers gives loaded weights in eval mode, in which nothing would be dropped in training
     return Segmenter(encoder, decoder, bottleneck).train()
+
+
+def build_bottleneck(
+    config: ModelConfig, encoder: Encoder, num_classes: int, crop: tuple[int, int]
+) -> AllSparkBottleneck:
+    """Build the bottleneck that a configuration names for an encoder; arguments as above."""
+    return AllSparkBottleneck(
+        encoder.channels[-1],
+        num_classes,
+        encoder.grid(crop),
+        config.bottleneck_heads,
+        config.bottleneck_dropout,
+        memory=config.bottleneck_memory,
+        grouping=config.bottleneck_grouping,
+        warmup_epochs=config.bottleneck_warmup_epochs,
+        gate=config.bottleneck_gate,
+        own=config.bottleneck_own,
+    )
 
 
 def _build_decoder(model: ModelConfig, encoder: Encoder, num_classes: int) -> Decoder:

@@ -1,15 +1,18 @@
-"""How the C library (glibc) hands out memory. Programs may set it; libraries must not."""
+"""How much memory there is, and how the C library (glibc) hands it out: programs may set that, libraries must not."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 # mallopt's parameters (malloc.h)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MMAP_THRESHOLDS = (2**31 - 1, 2**25)  # the wanted one, and the most that older versions take [bytes]
 _CHOSEN = ("trim_threshold", "top_pad", "mmap_threshold")
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _CACHES = ("glibc.malloc.tcache_count", "glibc.malloc.mxfast")
 
 
@@ -45,6 +48,17 @@ def restart_without_caches() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join([tunables, *(f"{name}=0" for name in _CACHES)]).lstrip(":")
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def host_memory() -> int | None:
+    """Memory that this process may have at most [bytes]: the machine's, or a container's share. None: nobody tells."""
+    limits = []
+    with suppress(ValueError, OSError, AttributeError):  # another system
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in _LIMITS:
+        with suppress(ValueError, OSError):  # not Linux, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits, default=None)
 
 
 def _has_glibc() -> bool:
