@@ -15,8 +15,8 @@ from allspark.runtime.devices import start_processes
 from tests.helpers import batch_of
 
 START = Progress(0, 10, 10)
-# Of two micro-batches of two, one batch whose reversed order pairs the same images.
-ORDER = torch.tensor([0, 2, 3, 1])
+# Of two micro-batches of two, one batch whose reversed order pairs the same images; augseg pairs neighbours.
+ORDER, NEIGHBOURS = torch.tensor([0, 2, 3, 1]), torch.tensor([0, 1, 2, 3])
 
 
 def still(method):
@@ -37,7 +37,7 @@ def learner_of(config, accumulate=1):
     return Learner(method, config.optim, config.train, accelerator, 10)
 
 
-def merged(parts):
+def merged(parts, order):
     """Two micro-batches as one batch."""
 
     def join(items):
@@ -48,7 +48,7 @@ def merged(parts):
             values = [getattr(item, field.name) for item in items]
             if isinstance(values[0], torch.Tensor):
                 axis = 1 if field.name in ("strong", "boxes") else 0
-                values = torch.cat(values, axis).index_select(axis, ORDER)
+                values = torch.cat(values, axis).index_select(axis, order)
             else:
                 values = values[0]
             found[field.name] = values
@@ -75,7 +75,8 @@ def test_micro_batches_give_the_update_of_one_batch(tiny_config, name):
     parts = [batch_of(views, size=(64, 64), valid=some, dtype=torch.float64) for some in (valid, narrow)]
     parts[1].labeled.mask[:, 10:] = IGNORE
     ends = []
-    for update in (parts, [merged(parts)]):
+    order = NEIGHBOURS if name == "augseg" else ORDER
+    for update in (parts, [merged(parts, order)]):
         learner = learner_of(config, len(update))
         scalars = learner.step(update, START, print)
         loss = sum(float(one.values[0]) for one in scalars) / len(update)

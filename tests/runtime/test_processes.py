@@ -93,12 +93,20 @@ def network(name):
         # pairs are those of a process: without CutMix there are none
         pytest.param([*V2, "method.confidence=0.3", "method.cutmix=0"], marks=pytest.mark.slow),
         pytest.param(["method.name=cutmix-seg", "method.confidence=0.3"], marks=pytest.mark.slow),
+        pytest.param(["method.name=augseg", "method.confidence=0.3", *BOTTLENECK], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
-        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2", "cutmix-seg"),
+        *(
+            "unimatch with the bottleneck",
+            "unimatch by percentile",
+            "unimatch by class",
+            "unimatch-v2",
+            "cutmix-seg",
+            "augseg",
+        ),
         *("cps with AdamW", "plain cps"),
     ],
 )

@@ -26,9 +26,10 @@ class AugSeg(JointTeacher):
     """A mean teacher whose strong views carry the method: colours out of a random list, and two CutMix pastes.
 
     The less sure the teacher is of an image, the likelier labelled content is pasted into it. From what comes out of
-    this, a box is pasted into another image as it was: labelled content shows where both boxes meet. The partner of an
-    image is the one at its place in the reversed micro-batch of the process. The loss is a mean over all pixels that
-    are no padding. With a bottleneck the teacher's scores, mixed as the images but for labelled content, guide it.
+    this, a box is pasted into another image as it was: labelled content shows where both boxes meet. Partners are the
+    first and the second image of a micro-batch, the third and the fourth, and so on; published, they are drawn. The
+    loss is a mean over all pixels that are no padding. With a bottleneck the teacher's scores, mixed as the images but
+    for labelled content, guide it.
     """
 
     settings = config.AugSeg
@@ -89,8 +90,11 @@ class AugSeg(JointTeacher):
 
 
 def partners(count: int, device: torch.device) -> Int[Tensor, " u"]:
-    """Which image each one is pasted from: the batch in reverse order."""
-    return torch.arange(count - 1, -1, -1, device=device)
+    """Which image is pasted into each one: its neighbour; the last of an odd number is its own.
+
+    Images come in random order, so neighbours are as good as drawn; and they are the same with several processes.
+    """
+    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
 
 
 def image_confidence(scores: Logits, valid: Bool[Tensor, "u H W"]) -> Float[Tensor, " u"]:
