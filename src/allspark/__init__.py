@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from allspark.config.methods import MethodConfig
     from allspark.config.plugins import load_plugin
     from allspark.config.schema import Config, DataConfig, ModelConfig
-    from allspark.data.boxes import FrenchBoxes, UniMatchBoxes
+    from allspark.data.boxes import BetaBoxes, FrenchBoxes, UniMatchBoxes
     from allspark.data.check import check
     from allspark.data.sets import DATA_SETS, add_data_set, open_source
     from allspark.data.sets.base import DataSet, Partition
@@ -51,6 +51,7 @@ __all__ = [
     "RECIPES",
     "AllSparkBottleneck",
     "Bar",
+    "BetaBoxes",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -153,6 +154,7 @@ _HOME = {
         "ModelConfig",
     ),
     "data.boxes": (
+        "BetaBoxes",
         "FrenchBoxes",
         "UniMatchBoxes",
     ),

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from allspark.batch import Boxes
+from allspark.errors import ConfigError
+
 _EMPTY = np.zeros((1, 4), np.int64)
 
 
@@ -32,9 +35,17 @@ class UniMatchBoxes:
     area: tuple[float, float] = (0.02, 0.4)
     ratio: tuple[float, float] = (0.3, 1 / 0.3)
 
+    def __post_init__(self) -> None:
+        _require_shares(self.area)
+
     def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return (1, 4), an empty box where there is none."""
+        """Return (1, 4), an empty box where there is none.
+
+        Raises:
+            ConfigError: no box fits into the crop.
+        """
         height, width = crop
+        self._require_fit(height, width)
         if rng.random() > self.probability:
             return _EMPTY
         while True:
@@ -44,6 +55,16 @@ class UniMatchBoxes:
             top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
             if top + h <= height and left + w <= width:
                 return np.array([[top, left, top + h, left + w]], np.int64)
+
+    def _require_fit(self, height: int, width: int) -> None:
+        """The smallest box of the crop's own proportions, or of those nearest to them, is the last to fit."""
+        ratio = min(max(height / width, self.ratio[0]), self.ratio[1])
+        area = self.area[0] * height * width
+        if math.sqrt(area * ratio) >= height + 1 or math.sqrt(area / ratio) >= width + 1:
+            raise ConfigError(
+                f"data.crop: no CutMix box fits into {height} x {width} pixels, whose area is {self.area[0]:g} of them "
+                f"or more, and whose height is {self.ratio[0]:g} to {self.ratio[1]:g} times its width"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,9 @@ class FrenchBoxes:
 
     count: int = 1
     area: tuple[float, float] = (0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        _require_shares(self.area)
 
     def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return (count, 4)."""
@@ -100,3 +124,23 @@ def french_boxes(
     corner = np.round((np.array(crop) - sides) * rng.uniform(0, 1, size=sides.shape))
     boxes: NDArray[np.int64] = np.concatenate([corner, corner + sides], 2).astype(np.int64)
     return boxes
+
+
+def require_boxes(boxes: Boxes, crop: tuple[int, int]) -> None:
+    """Draw once, before training does: boxes of whatever kind have to lie in the crop.
+
+    Raises:
+        ConfigError: they do not, or none can be drawn.
+    """
+    drawn = boxes.draw(crop, np.random.default_rng(0))
+    corners = drawn.reshape(-1, 2, 2) if drawn.ndim == 2 and drawn.shape[1] == 4 else np.full((1, 2, 2), -1)
+    if (corners < 0).any() or (corners > np.array(crop)).any() or (corners[:, 0] > corners[:, 1]).any():
+        raise ConfigError(
+            f"{type(boxes).__name__}: CutMix boxes are rows of top, left, bottom and right within the crop of "
+            f"{crop[0]} x {crop[1]} pixels, got {drawn.tolist()}"
+        )
+
+
+def _require_shares(area: tuple[float, float]) -> None:
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ConfigError(f"CutMix boxes are no larger than the crop: expected 0 < lowest <= highest <= 1, got {area}")

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from allspark.batch import IMAGENET, LabeledBatch, Normalisation, TrainBatch, UnlabeledBatch, Views
 from allspark.config.schema import DataConfig, ViewConfig
+from allspark.data.boxes import require_boxes
 from allspark.data.decode import Decoded, KeptSamples, read_sample
 from allspark.data.image import normalize
 from allspark.data.order import index_at, require_order, seeds
@@ -59,7 +60,7 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
 
     Raises:
         DataError: there is no labelled image, or no unlabelled one, where they are wanted.
-        ConfigError: the images cannot have the order that is asked for.
+        ConfigError: the images cannot have the order that is asked for, or the boxes do not fit into the crop.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
                 "lists with `allspark split`, or set method.name=supervised"
             )
         require_order(source.unlabeled, data)
+        if wanted.boxes is not None:
+            require_boxes(wanted.boxes, data.crop)
         self._source = source
         self._data = data
         self._cuts = cuts
