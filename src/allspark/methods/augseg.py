@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,7 +69,7 @@ class AugSeg(JointTeacher):
 
         guide = None
         if self.segmenter.bottleneck is not None:
-            other = Logits(scores.coarse[order], scores.padded, scores.size)
+            other = replace(scores, coarse=scores.coarse[order])
             guide = self.guide(mix_logits(scores, other, where), len(labeled.image), progress)
         features = self.segmenter.apply_bottleneck(self.encode(labeled.image, image), guide)
         logits_l, logits_u = self.decode(features, len(labeled.image), [len(image)])

@@ -24,7 +24,7 @@ class Supervised(Method):
 
     def __init__(self, settings: config.Supervised, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
-        decay = settings.ema_decay
+        decay = getattr(settings, "ema_decay", None)  # a method of somebody else's on top of this may not have it
         self.average = None if decay is None else Teacher(self.segmenter, decay, buffers="average")
 
     def begin(self) -> None:
