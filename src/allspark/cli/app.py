@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from allspark.cli import data, recipes, study, train, use
+from allspark.cli import data, label, recipes, study, train, use
 from allspark.errors import UserError
 from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
 from allspark.runtime.version import VERSION
@@ -67,6 +67,7 @@ app.command("split")(data.split)
 app.command("train")(train.train)
 app.command("eval")(use.evaluate)
 app.command("predict")(use.predict)
+app.command("label")(label.label)
 app.command("plot")(use.plot)
 app.command("study")(study.study)
 app.command("import-checkpoint")(use.import_checkpoint)

@@ -71,6 +71,7 @@ class Source:
         unlabeled: training images used without a mask (``Sample.mask`` may be set, it is never read in training); a
             tuple, or :class:`allspark.data.shards.Shards`.
         val: validation images with a mask.
+        pseudo: images with a mask of class ids that a network made, see :mod:`allspark.data.pseudo`.
         rgb_masks: masks are RGB pictures that are coded by ``palette``.
         ignore: mask value (or, for RGB masks, colours outside the palette) that does not count.
         codes: how mask files are coded whose values are not class ids: the end of the file's name -> the class id (or
@@ -85,6 +86,7 @@ class Source:
     labeled: tuple[Sample, ...] = ()
     unlabeled: Sequence[Sample] = ()
     val: tuple[Sample, ...] = ()
+    pseudo: tuple[Sample, ...] = ()
     rgb_masks: bool = False
     ignore: int = IGNORE
     codes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

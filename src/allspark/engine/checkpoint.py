@@ -45,6 +45,11 @@ def kept_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}.safetensors"
 
 
+def kept_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run that are never replaced, in the order of their steps."""
+    return sorted(kept_path(run, 0).parent.glob("step-*.safetensors"))
+
+
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint; an older one at ``path`` stays whole until the new one is on disk.
 

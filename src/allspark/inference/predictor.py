@@ -16,6 +16,7 @@ from torch import Tensor
 from allspark.config.schema import EvalConfig
 from allspark.data.image import normalize
 from allspark.errors import ConfigError, DataError
+from allspark.inference.tta import augmented
 from allspark.inference.window import plan, windowed
 from allspark.kernels.logits import Logits
 from allspark.models.ensemble import Network
@@ -84,9 +85,7 @@ class Predictor:
             ConfigError: the image does not fit into memory.
         """
         with self._running(image):
-            if self.config.mode == "window":
-                return self._windowed(image)
-            return self._forward(image).probabilities()
+            return self._probabilities(image)
 
     def labels(self, image: Tensor) -> Tensor:
         """Return the most probable class of each pixel; in whole mode without computing probabilities.
@@ -105,11 +104,12 @@ class Predictor:
                 return self._windowed(image).max(1).indices
             return self._forward(image).labels()
 
-    def predict(self, image: Image.Image | NDArray[np.uint8]) -> Prediction:
+    def predict(self, image: Image.Image | NDArray[np.uint8], *, tta: bool = False) -> Prediction:
         """Predict one image.
 
         Args:
             image: RGB, as ``allspark.data.image.read_image`` returns it, or (H, W, 3) uint8.
+            tta: the mean over several sizes and mirrored images (allspark.inference.tta), about 17 times the work.
 
         Raises:
             DataError: the image is not 8-bit RGB.
@@ -117,10 +117,18 @@ class Predictor:
         """
         tensor = torch.from_numpy(normalize(_pixels(image), self.normalisation))[None]
         with self._running(tensor):
-            best, mask = self._windowed(tensor).max(1) if self.config.mode == "window" else self._forward(tensor).best()
+            if tta:
+                best, mask = augmented(self._probabilities, tensor).max(1)
+            elif self.config.mode == "window":
+                best, mask = self._windowed(tensor).max(1)
+            else:
+                best, mask = self._forward(tensor).best()
             # rounding may lift a probability above 1 by some 1e-7
             confidence = best[0].float().clamp_(max=1)
             return Prediction(mask[0].to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+
+    def _probabilities(self, image: Tensor) -> Tensor:
+        return self._windowed(image) if self.config.mode == "window" else self._forward(image).probabilities()
 
     def _windowed(self, image: Tensor) -> Tensor:
         """Averaged probabilities (b, k, H, W) of overlapping windows."""

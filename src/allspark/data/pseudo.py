@@ -1,0 +1,147 @@
+"""Lists of images with masks that a network made: written by ``allspark label``, read for ``data.pseudo``.
+
+A line is `IMAGE MASK` with a tab between them. An image is an id of the data set or a path, relative to its folder; a
+mask is a path relative to the list, so that list and masks can be moved together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from allspark.data.shards import Shards
+from allspark.data.source import Sample, Source
+from allspark.errors import DataError
+
+
+def read_pseudo(path: Path, source: Source) -> tuple[Sample, ...]:
+    """Read a list of images with their pseudo masks.
+
+    Args:
+        path: the list; a space may stand for the tab, where it is clear which.
+        source: the data set. Its validation images are refused: they would be learned from.
+
+    Raises:
+        DataError: the list is missing, empty, not UTF-8 or names a file that is not there; the message names the line.
+    """
+    known = _known(source)
+    apart = {sample.id for sample in source.val} | {os.path.realpath(str(sample.image)) for sample in source.val}
+    samples: dict[str, Sample] = {}
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        image, mask = _divide(line, path, source, where)
+        sample = known.get(image) or Sample(image, source.root / image)
+        if sample.id in apart or os.path.realpath(str(sample.image)) in apart:
+            raise DataError(f"{where}: {image!r} is a validation image; training on it would falsify the scores")
+        if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
+            raise DataError(f"{where}: no image {sample.image}")
+        samples.setdefault(sample.id, Sample(sample.id, sample.image, _mask_of(mask, path, source.root)))
+    if not samples:
+        raise DataError(f"{path}: the list is empty; write `IMAGE MASK` a line, as `allspark label` does")
+    return tuple(samples.values())
+
+
+def find_list(path: Path, root: Path) -> Path:
+    """Where a list is: as it is named, else in the data set's folder."""
+    return root / path if not path.is_file() and (root / path).is_file() else path
+
+
+def with_pseudo(source: Source, path: Path | None) -> Source:
+    """The data set with the images of a list and their pseudo masks.
+
+    Raises:
+        DataError: there is no list, or as for :func:`read_pseudo`.
+    """
+    if path is None:
+        raise DataError(
+            "the method learns from images with pseudo masks: name their list, which `allspark label RUN --out DIR` "
+            "writes, with data.pseudo=DIR/list.txt"
+        )
+    return replace(source, pseudo=read_pseudo(find_list(path, source.root), source))
+
+
+def read_images(path: Path, source: Source) -> tuple[Sample, ...]:
+    """Read a list of images, one a line; what follows a tab is passed over.
+
+    Raises:
+        DataError: as for :func:`read_pseudo`.
+    """
+    known = _known(source)
+    samples: dict[str, Sample] = {}
+    for number, line in _lines(path):
+        image = line.partition("\t")[0].strip()
+        sample = known.get(image) or Sample(image, source.root / image)
+        if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
+            raise DataError(f"{path}, line {number}: no image {sample.image}")
+        samples.setdefault(sample.id, sample)
+    if not samples:
+        raise DataError(f"{path}: the list is empty; write one image a line")
+    return tuple(samples.values())
+
+
+def name_in_list(image: Path, root: Path) -> str:
+    """How a list names an image: relative to the data set's folder where it is inside, else by its whole path.
+
+    Raises:
+        DataError: a name that no list can hold.
+    """
+    image = Path(os.path.abspath(image))
+    inside = image.is_relative_to(os.path.abspath(root))
+    name = (image.relative_to(os.path.abspath(root)) if inside else image).as_posix()
+    if any(character in name for character in "\t\n\r") or name != name.strip() or name.startswith("#"):
+        raise DataError(f"{image}: a name with a tab, a line's end, or an odd character at an end; rename the file")
+    return name
+
+
+def list_lines(pairs: Iterable[tuple[str, Path]], where: Path) -> str:
+    """The text of a list.
+
+    Args:
+        pairs: names of images, and their masks.
+        where: the list's file, which the masks' paths are relative to.
+    """
+    folder = os.path.abspath(where.parent)
+    return "".join(f"{image}\t{Path(os.path.relpath(mask, folder)).as_posix()}\n" for image, mask in pairs)
+
+
+def _known(source: Source) -> dict[str, Sample]:
+    """Images by their ids and by their paths below the data set's folder. Those in tar files are not looked through."""
+    pools: Sequence[Sequence[Sample]] = (source.labeled, source.unlabeled, source.val)
+    samples = [sample for pool in pools if not isinstance(pool, Shards) for sample in pool]
+    root = f"{source.root}{os.sep}"
+    by_path = {str(sample.image).removeprefix(root).replace(os.sep, "/"): sample for sample in samples}
+    return by_path | {sample.id: sample for sample in samples}
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{path}: no such list of images") from error
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _divide(line: str, path: Path, source: Source, where: str) -> tuple[str, str]:
+    """Image and mask of a line."""
+    if "\t" in line:
+        image, _, mask = line.partition("\t")
+        image, mask = image.strip(), mask.strip()
+        if os.path.isfile(_mask_of(mask, path, source.root)):
+            return image, mask
+        raise DataError(f"{where}: no mask {_mask_of(mask, path, source.root)} of {image!r}")
+    for cut in (place for place, character in enumerate(line) if character == " "):
+        image, mask = line[:cut].strip(), line[cut:].strip()
+        if os.path.isfile(_mask_of(mask, path, source.root)):
+            return image, mask
+    raise DataError(f"{where}: expected an image, a tab and its mask, got {line!r} (no such mask)")
+
+
+def _mask_of(mask: str, path: Path, root: Path) -> Path:
+    """Beside the list; else in the data set's folder."""
+    beside = Path(os.path.normpath(path.parent / mask))
+    return beside if beside.is_file() or not (root / mask).is_file() else root / mask
