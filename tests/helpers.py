@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from allspark.batch import IMAGENET, LabeledBatch, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import IGNORE, IMAGENET, LabeledBatch, TrainBatch, UnlabeledBatch, Views
 from allspark.data.stream import TrainStream, train_batches
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.sinks import Sink, read_log
@@ -114,9 +114,14 @@ def batch_of(views, labeled=2, unlabeled=2, size=(64, 96), classes=5, valid=None
         chance = torch.rand(unlabeled, dtype=dtype) if views.chance else None
         return UnlabeledBatch(images(unlabeled), valid, (), strong, boxes, chance)
 
+    def made():
+        mask = torch.randint(0, classes, (unlabeled, *size))
+        return LabeledBatch(images(unlabeled), mask if valid is None else mask.where(valid, IGNORE))
+
     mask = torch.randint(0, classes, (labeled, *size))
     return TrainBatch(
         LabeledBatch(images(labeled), mask) if views.labeled is not None else None,
         crops() if views.unlabeled else None,
         partner=crops() if views.partner else None,
+        pseudo=made() if views.pseudo else None,
     )

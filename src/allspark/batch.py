@@ -61,6 +61,8 @@ class Views:
         partner: a second, independent draw of unlabelled images with the same views, to be mixed with the first.
         chance: a random number for each unlabelled crop, for what a method leaves to chance; unlike torch's numbers it
             is the same with any number of processes.
+        pseudo: crops of images with pseudo masks (data.pseudo), their colours changed, as many as unlabelled ones.
+        cutout: how boxes of these crops are drawn that are filled with noise and ignored; None: none are.
     """
 
     labeled: Literal["strong", "weak"] | None = "strong"
@@ -70,8 +72,12 @@ class Views:
     partner: bool = False
     colours: Literal["jitter", "random-list"] = "jitter"
     chance: bool = False
+    pseudo: bool = False
+    cutout: Boxes | None = None
 
     def __post_init__(self) -> None:
+        if self.cutout is not None and not self.pseudo:
+            raise ValueError(f"{self}: cutout is for crops with pseudo masks, which are not asked for")
         if not self.unlabeled and (self.labeled is None or self.strong or self.boxes or self.partner or self.chance):
             raise ValueError(f"{self}: without unlabelled images there must be labelled ones, and no other view")
         if self.strong < 0:
@@ -136,11 +142,13 @@ class TrainBatch(_Movable):
     unlabeled: UnlabeledBatch | None = None
     skipped: tuple[str, ...] = ()  # one line for each unreadable file that was replaced (data.on_bad_image: skip)
     partner: UnlabeledBatch | None = None
+    pseudo: LabeledBatch | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of all images, the labelled ones first."""
-        return tuple(i for part in (self.labeled, self.unlabeled, self.partner) if part is not None for i in part.ids)
+        parts = (self.labeled, self.unlabeled, self.partner, self.pseudo)
+        return tuple(name for part in parts if part is not None for name in part.ids)
 
     def with_images(self, dtype: torch.dtype) -> TrainBatch:
         """Return the batch with its images in another floating-point type."""
@@ -149,6 +157,7 @@ class TrainBatch(_Movable):
             labeled=self.labeled and self.labeled.with_images(dtype),
             unlabeled=self.unlabeled and self.unlabeled.with_images(dtype),
             partner=self.partner and self.partner.with_images(dtype),
+            pseudo=self.pseudo and self.pseudo.with_images(dtype),
         )
 
 

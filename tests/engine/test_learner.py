@@ -55,7 +55,8 @@ def merged(parts, order):
         return replace(items[0], **found)
 
     return TrainBatch(*(join([getattr(part, name) for part in parts]) for name in ("labeled", "unlabeled")),
-                      partner=join([part.partner for part in parts]))  # fmt: skip
+                      partner=join([part.partner for part in parts]),
+                      pseudo=join([part.pseudo for part in parts]))  # fmt: skip
 
 
 # Its memory is written, and read, by one micro-batch after the other.

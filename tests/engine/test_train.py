@@ -14,6 +14,7 @@ import torch
 from allspark.batch import Progress, StepOutput, Term
 from allspark.config.files import apply_overrides, load_config, save_config
 from allspark.data.image import read_image
+from allspark.data.pseudo import with_pseudo
 from allspark.data.sets import open_source
 from allspark.data.stream import TrainStream
 from allspark.engine import run_folder
@@ -395,7 +396,7 @@ def test_the_learning_rate_follows_the_number_of_images_an_update(config, tmp_pa
 def test_ohem_is_the_loss_of_labelled_images_only(config):
     changes = ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"]
     config = apply_overrides(config, changes)
-    source = open_source(config.data)
+    source = with_pseudo(open_source(config.data), config.data.pseudo)
     for name in METHODS:
         torch.manual_seed(0)
         method = build_method(apply_overrides(config, [f"method.name={name}"]), 6)

@@ -205,6 +205,15 @@ class AugSeg(JointTeacher):
     ema_decay: float = Field(0.999, ge=0, lt=1, description="how slowly the teacher follows")
 
 
+class STPlusPlus(MethodConfig):
+    """Labelled images, and others with pseudo masks that `allspark label` made (data.pseudo)."""
+
+    name: Literal["st++"] = Field("st++", description="the training method")
+    cutout: Probability = Field(
+        0.5, description="probability that a box of a pseudo-labelled crop is filled with noise and ignored"
+    )
+
+
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "supervised": Supervised,
     "pseudo-label": PseudoLabel,
@@ -215,6 +224,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
+    "st++": STPlusPlus,
 }
 """Settings by the name of their method."""
 

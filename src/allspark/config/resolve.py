@@ -54,7 +54,7 @@ def images_per_update(data: DataConfig, accumulate: int, world: int, views: View
         views: what the method asks for.
     """
     labeled = data.batch_labeled if views.labeled is not None else 0
-    unlabeled = data.batch_unlabeled * (views.unlabeled + views.partner)
+    unlabeled = data.batch_unlabeled * (views.unlabeled + views.partner + views.pseudo)
     return (labeled + unlabeled) * accumulate * world
 
 

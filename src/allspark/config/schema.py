@@ -32,6 +32,11 @@ class DataConfig(Section):
         description="list of the unlabelled images, or tar files of them: one, a folder of them, or a pattern "
         "(pool/*.tar); null: all training images that are not labelled",
     )
+    pseudo: Path | None = free(
+        None,
+        description="list of images with pseudo masks (`IMAGE MASK` a line, as `allspark label` writes it), for the "
+        "method that learns from them: st++",
+    )
     unlabeled_order: Literal["random", "sharded"] = Field(
         "random",
         description="order of images in tar files: random, or sharded (one shuffled tar after the other, mixed within "

@@ -102,8 +102,9 @@ def list_lines(pairs: Iterable[tuple[str, Path]], where: Path) -> str:
         pairs: names of images, and their masks.
         where: the list's file, which the masks' paths are relative to.
     """
-    folder = os.path.abspath(where.parent)
-    return "".join(f"{image}\t{Path(os.path.relpath(mask, folder)).as_posix()}\n" for image, mask in pairs)
+    folder = os.path.realpath(where.parent)  # a step up from behind a link would lead elsewhere
+    masks = ((image, os.path.relpath(os.path.realpath(mask), folder)) for image, mask in pairs)
+    return "".join(f"{image}\t{Path(mask).as_posix()}\n" for image, mask in masks)
 
 
 def _known(source: Source) -> dict[str, Sample]:
@@ -143,5 +144,5 @@ def _divide(line: str, path: Path, source: Source, where: str) -> tuple[str, str
 
 def _mask_of(mask: str, path: Path, root: Path) -> Path:
     """Beside the list; else in the data set's folder."""
-    beside = Path(os.path.normpath(path.parent / mask))
+    beside = Path(os.path.normpath(os.path.join(os.path.realpath(path.parent), mask)))
     return beside if beside.is_file() or not (root / mask).is_file() else root / mask

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -25,18 +26,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from allspark.batch import IMAGENET, LabeledBatch, Normalisation, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import IGNORE, IMAGENET, LabeledBatch, Normalisation, TrainBatch, UnlabeledBatch, Views
 from allspark.config.schema import DataConfig, ViewConfig
 from allspark.data.boxes import require_boxes
 from allspark.data.decode import Decoded, KeptSamples, read_sample
 from allspark.data.image import normalize
 from allspark.data.order import index_at, require_order, seeds
 from allspark.data.source import Sample, Source
-from allspark.data.views import labeled_view, unlabeled_views
+from allspark.data.views import cut_out, labeled_view, unlabeled_views
 from allspark.errors import DataError
 
-Role = Literal["labeled", "unlabeled", "partner"]
-_ROLE_IDS: dict[Role, int] = {"labeled": 0, "unlabeled": 1, "partner": 2}
+Role = Literal["labeled", "unlabeled", "partner", "pseudo"]
+_ROLE_IDS: dict[Role, int] = {"labeled": 0, "unlabeled": 1, "partner": 2, "pseudo": 3}
+_WORDS: dict[Role, str] = {"labeled": "labelled", "pseudo": "pseudo-labelled"}
 
 
 class TrainStream(Dataset["TrainBatch | DataError"]):
@@ -44,7 +46,8 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
 
     Position p of a role is the image at place ``p % n`` of epoch ``p // n`` (see order.py), cut with random numbers of
     (seed, role, epoch, image); colours and boxes of strong view v with those of (seed, role, epoch, image, 1 + v). What
-    a method leaves to chance has the key after these.
+    a method leaves to chance has the key after these. Crops with pseudo masks are cut as labelled ones are, and boxes
+    cut out of them by (seed, role, epoch, image, 1).
     Micro-batch m of a world of w processes takes the positions from m * batch * w on; process r takes the r-th slice of
     them. The images of a role, and their weak views, are the same whatever else is wanted.
 
@@ -85,10 +88,16 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
                 f"{source.root}: no unlabelled image, which the method learns from; add images without masks, make "
                 "lists with `allspark split`, or set method.name=supervised"
             )
+        if wanted.pseudo and not source.pseudo:
+            raise DataError(
+                f"{source.root}: no image with a pseudo mask, which the method learns from (see data.pseudo)"
+            )
         require_order(source.unlabeled, data)
         if wanted.boxes is not None:
             require_boxes(wanted.boxes, data.crop)
         self._source = source
+        # pseudo masks hold class ids, whatever the data set's own masks are coded by
+        self._plain = replace(source, rgb_masks=False, codes={}, ignore=IGNORE)
         self._data = data
         self._cuts = cuts
         self._wanted = wanted
@@ -103,21 +112,26 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         wanted, skipped = self._wanted, list[str]()
         try:
             return TrainBatch(
-                labeled=self._labeled(micro_step, skipped) if wanted.labeled is not None else None,
+                labeled=self._labeled("labeled", micro_step, skipped) if wanted.labeled is not None else None,
                 unlabeled=self._unlabeled("unlabeled", micro_step, skipped) if wanted.unlabeled else None,
                 partner=self._unlabeled("partner", micro_step, skipped) if wanted.partner else None,
+                pseudo=self._labeled("pseudo", micro_step, skipped) if wanted.pseudo else None,
                 skipped=tuple(skipped),
             )
         except DataError as error:
             return error
 
-    def _labeled(self, micro_step: int, skipped: list[str]) -> LabeledBatch:
-        images, masks, ids = self._images(self._data.batch_labeled), [], []
-        for i, position in enumerate(self._positions(micro_step, self._data.batch_labeled)):
-            sample, image, mask, key = self._read("labeled", position, skipped)
+    def _labeled(self, role: Role, micro_step: int, skipped: list[str]) -> LabeledBatch:
+        data, pseudo = self._data, role == "pseudo"
+        count = data.batch_unlabeled if pseudo else data.batch_labeled
+        strong = pseudo or self._wanted.labeled == "strong"
+        images, masks, ids = self._images(count), [], []
+        for i, position in enumerate(self._positions(micro_step, count)):
+            sample, image, mask, key = self._read(role, position, skipped)
             assert mask is not None
-            strong = self._wanted.labeled == "strong"
-            view, cut = labeled_view(image, mask, self._data.crop, self._cuts, self._rng(*key), strong=strong)
+            view, cut = labeled_view(image, mask, data.crop, self._cuts, self._rng(*key), strong=strong)
+            if pseudo and self._wanted.cutout is not None:
+                view, cut = cut_out(view, cut, self._wanted.cutout, self._rng(*key, 1))
             normalize(view, self._pixels, images[i])
             masks.append(cut)
             ids.append(sample.id)
@@ -168,7 +182,8 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
         Returns:
             The sample, its image, its mask if it is labelled, and the key of its random numbers.
         """
-        samples = self._source.labeled if role == "labeled" else self._source.unlabeled
+        with_mask: dict[Role, Sequence[Sample]] = {"labeled": self._source.labeled, "pseudo": self._source.pseudo}
+        samples = with_mask.get(role, self._source.unlabeled)
         epoch, place = divmod(position, len(samples))
         where = (_ROLE_IDS[role], epoch)
         index = index_at(place, samples, self._data, self._seed, *where)
@@ -177,9 +192,9 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
             sample = samples[(index + attempt) % len(samples)]
             try:
                 if role == "labeled":  # the few that come again and again
-                    image, mask = self._kept.get(sample, partial(self._decode, sample, want_mask=True))
+                    image, mask = self._kept.get(sample, partial(self._decode, sample, role))
                 else:
-                    image, mask = self._decode(sample, want_mask=False)
+                    image, mask = self._decode(sample, role)
             except DataError as error:
                 if self._data.on_bad_image == "stop":
                     raise
@@ -187,15 +202,17 @@ class TrainStream(Dataset["TrainBatch | DataError"]):
                 skipped.append(str(error))
             else:
                 return sample, image, mask, (*where, index)
-        kind = "labelled" if role == "labeled" else "unlabelled"
+        kind = _WORDS.get(role, "unlabelled")
         raise DataError(f"none of the {len(samples)} {kind} images can be read; the first: {first}")
 
-    def _decode(self, sample: Sample, *, want_mask: bool) -> Decoded:
-        return read_sample(sample, self._source, want_mask=want_mask, max_pixels=self._data.max_pixels)
+    def _decode(self, sample: Sample, role: Role) -> Decoded:
+        source = self._plain if role == "pseudo" else self._source
+        want_mask = role in {"labeled", "pseudo"}
+        return read_sample(sample, source, want_mask=want_mask, max_pixels=self._data.max_pixels)
 
 
 def steps_per_epoch(source: Source, data: DataConfig, accumulate: int, world: int = 1) -> int:
-    """Weight updates of one pass over the unlabelled images (the labelled ones if there are no others).
+    """Weight updates of one pass over the images with pseudo masks, else the unlabelled, else the labelled ones.
 
     Args:
         source: the data set.
@@ -204,8 +221,8 @@ def steps_per_epoch(source: Source, data: DataConfig, accumulate: int, world: in
         world: number of processes.
     """
     count, batch = len(source.labeled), data.batch_labeled
-    if source.unlabeled:
-        count, batch = len(source.unlabeled), data.batch_unlabeled
+    if others := source.pseudo or source.unlabeled:
+        count, batch = len(others), data.batch_unlabeled
     return max(1, math.ceil(count / (batch * accumulate * world)))
 
 

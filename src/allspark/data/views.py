@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from allspark.batch import IGNORE
+from allspark.batch import IGNORE, Boxes
 from allspark.config.schema import ViewConfig
 from allspark.data.colour import Colour, draw_colour, recolour
 from allspark.data.colour_list import change_colours, draw_changes
@@ -109,6 +109,28 @@ def unlabeled_views(
         whole = Image.fromarray(weak)
         return weak, valid, [np.asarray(change_colours(whole, draw_changes(one))) for one in strong]
     return weak, valid, [_strong(part, geometry, draw_colour(config, one)) for one in strong]
+
+
+def cut_out(
+    view: NDArray[np.uint8], mask: NDArray[np.uint8], boxes: Boxes, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Fill boxes of a view with noise, uniform for each pixel and channel, and ignore them (ST++, CVPR 2022).
+
+    Args:
+        view: (h, w, 3).
+        mask: (h, w), class ids and 255.
+        boxes: how they are drawn.
+        rng: of the boxes, then of the noise.
+
+    Returns:
+        A changed copy of both.
+    """
+    view, mask = view.copy(), mask.copy()
+    for top, left, bottom, right in boxes.draw((mask.shape[0], mask.shape[1]), rng):
+        part = view[top:bottom, left:right]
+        part[...] = rng.integers(0, 255, part.shape, dtype=np.uint8)
+        mask[top:bottom, left:right] = IGNORE
+    return view, mask
 
 
 def _weak(part: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from allspark.batch import Views
 from allspark.config.schema import Config, DataConfig
 from allspark.data.check import check
 from allspark.data.partitions import partition_of
+from allspark.data.pseudo import with_pseudo
 from allspark.data.sets import open_source
 from allspark.data.source import Source
 from allspark.engine.checkpoint import Checkpoint
@@ -37,6 +38,8 @@ def open_checked(data: DataConfig, views: Views, note: Note) -> Source:
         DataError: what is wrong with it, the worst kind first.
     """
     source = open_source(data, require_labels=views.labeled is not None)
+    if views.pseudo:
+        source = with_pseudo(source, data.pseudo)
     report = check(
         source,
         crop=data.crop,
@@ -103,9 +106,10 @@ def what_begins(config: Config, source: Source, out: Path, accelerator: Accelera
     """One line for the user: what is trained, where, on how many images, and how long."""
     partition, processes = partition_of(config.data.source, source), accelerator.num_processes
     several = f", {processes} processes" if processes > 1 else ""
+    pseudo = f"{len(source.pseudo)} pseudo-labelled, " if source.pseudo else ""
     published = f" (the published partition {partition})" if partition else ""
     return (
         f"{config.method.name} on {accelerator.device.type}{several}: {len(source.labeled)} labelled, "
-        f"{len(source.unlabeled)} unlabelled, {len(source.val)} validation images{published}; {length}; "
+        f"{len(source.unlabeled)} unlabelled, {pseudo}{len(source.val)} validation images{published}; {length}; "
         f"writing to {out}"
     )

@@ -11,6 +11,7 @@ from allspark.config.files import apply_overrides, differences
 from allspark.config.keys import keys
 from allspark.config.resolve import images_per_update, network_config, require_memory, scaled_lr
 from allspark.config.schema import Config, ModelConfig
+from allspark.data.pseudo import find_list
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.run import saved_config
 from allspark.errors import ConfigError
@@ -48,7 +49,8 @@ def resolve(config: Config, world: int, note: Note) -> Config:
             f"note: {images} images an update, optim.lr {config.optim.lr:g} is meant for {config.optim.lr_batch}: "
             f"{optim.lr:g} is used"
         )
-    data = config.data.model_copy(update={"root": root.resolve()})
+    pseudo = config.data.pseudo and find_list(config.data.pseudo, root).resolve()
+    data = config.data.model_copy(update={"root": root.resolve(), "pseudo": pseudo})
     network = network_config(config)
     if config.eval.memory:
         require_memory(network)

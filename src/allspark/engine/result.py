@@ -48,6 +48,7 @@ def result_of(
         "data": config.data.source,
         "labeled": len(source.labeled),
         "unlabeled": len(source.unlabeled),
+        "pseudo": len(source.pseudo),
         "lists": fingerprints(source),
         "family": None if partition is None else partition.family,
         "partition": None if partition is None else partition.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -151,9 +152,13 @@ def require_own(out: Path, own: Collection[str] = _OWN) -> None:
 
 
 def fingerprints(source: Source) -> dict[str, list[int]]:
-    """Number and checksum of the names of each list of images."""
+    """Number and checksum of the names of each list of images; of pseudo masks also their files' sizes."""
     lists = {"labeled": source.labeled, "unlabeled": source.unlabeled, "val": source.val}
-    return {name: [len(samples), _fingerprint(samples)] for name, samples in lists.items()}
+    found = {name: [len(samples), _fingerprint(samples)] for name, samples in lists.items()}
+    if source.pseudo:  # other masks of the same images would be other data
+        sizes = "".join(f"{sample.id} {os.path.getsize(sample.mask)}\n" for sample in source.pseudo if sample.mask)
+        found["pseudo"] = [len(source.pseudo), zlib.crc32(sizes.encode("utf-8", "surrogateescape"))]
+    return found
 
 
 def _fingerprint(samples: Sequence[Sample]) -> int:

@@ -109,7 +109,7 @@ class Predictor:
 
         Args:
             image: RGB, as ``allspark.data.image.read_image`` returns it, or (H, W, 3) uint8.
-            tta: the mean over several sizes and mirrored images (allspark.inference.tta), about 17 times the work.
+            tta: the mean over several sizes and mirrored images (allspark.inference.tta), about 16 times the work.
 
         Raises:
             DataError: the image is not 8-bit RGB.

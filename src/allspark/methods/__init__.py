@@ -11,6 +11,7 @@ from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.pseudo_label import PseudoLabel
+from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
 from allspark.methods.unimatch import UniMatch
 from allspark.methods.unimatch_v2 import UniMatchV2
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
+    "st++": STPlusPlus,
 }
 
 

@@ -19,6 +19,7 @@ from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
 from allspark.errors import ConfigError
 from allspark.recipes import RECIPES
+from allspark.study.stages import AFTER, Stage, list_of, stages
 
 
 def _nothing(value: Any) -> Any:
@@ -27,7 +28,8 @@ def _nothing(value: Any) -> Any:
 
 
 Changes = Annotated[dict[str, Any], BeforeValidator(_nothing)]
-"""Dotted fields of the configuration and their values; ``{seed}`` in a text stands for the run's seed."""
+"""Dotted fields of the configuration and their values; ``{seed}`` in a text stands for the run's seed, and ``{after}``
+for the folder of the run that it begins after."""
 
 NOT_WHAT_BUT_HOW = frozenset(
     {
@@ -36,7 +38,7 @@ NOT_WHAT_BUT_HOW = frozenset(
     }
 )
 """Fields that say how a run is done, not what it is: its result is the same with any."""
-_METHOD = ("method.", "model.")
+_METHOD = ("method.", "model.", "data.pseudo")
 _METHOD_MAY_CHANGE = (*_METHOD, "optim.", "views.", "train.", "data.batch_unlabeled")
 _PARTITION_MAY_CHANGE = ("data.split", "data.labeled", "data.unlabeled", "data.val", "train.begin_with")
 _NOT_FOR_ALL = ("seed", "method.name")
@@ -49,7 +51,7 @@ class Study(Section):
     set: Changes = Field(default_factory=dict, description="changes for every run")
     methods: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
         description="name -> changes of method.*, model.*, and where it needs them optim.*, views.*, train.* and "
-        "data.batch_unlabeled; nothing behind the name of a method stands for itself"
+        "data.batch_unlabeled, and after and label of a stage; nothing behind a method's name stands for itself"
     )
     partitions: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
         {"all": {}}, description="name -> lists: data.split, or data.labeled and the like"
@@ -73,6 +75,8 @@ class Planned:
         out: its folder.
         config: what it is trained with.
         apart: fields of its own that are not the method, with what all other rows have instead.
+        after: the run that has to be finished before; None: it begins by itself.
+        stage: the same as the study file says it, and how that run labels.
     """
 
     method: str
@@ -81,6 +85,8 @@ class Planned:
     out: Path
     config: Config
     apart: Mapping[str, str] = field(default_factory=dict)
+    after: Planned | None = None
+    stage: Stage | None = None
 
     def __str__(self) -> str:
         return f"{self.method}, {self.partition}, seed {self.seed}"
@@ -127,14 +133,22 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
             raise ConfigError(f"{file}: {name} differs from run to run; name it under methods or seeds")
     if len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"{file}: seeds: each seed once, got {study.seeds}")
+    stage_of = stages(study.methods, file)
+    planned: dict[tuple[str, str, int], Planned] = {}
+
+    def run_of(method: str, partition: str, seed: int) -> Planned:
+        which = (method, partition, seed)
+        if which not in planned:
+            stage = stage_of.get(method)
+            after = None if stage is None else run_of(stage.after, partition, seed)
+            folder = out / _slug(partition) / _slug(method) / f"seed{seed}"
+            changes = _changes(study.methods[method], folder, after, stage)
+            config, apart = _config(base, study, which, changes, file, extra)
+            planned[which] = Planned(*which, folder, config, apart, after, stage)
+        return planned[which]
+
     runs = [
-        Planned(
-            method,
-            partition,
-            seed,
-            out / _slug(partition) / _slug(method) / f"seed{seed}",
-            *_config(base, study, (method, partition, seed), file, extra),
-        )
+        run_of(method, partition, seed)
         for seed in study.seeds
         for partition in study.partitions
         for method in study.methods
@@ -147,12 +161,27 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
     return runs
 
 
+def _changes(row: Mapping[str, Any], out: Path, after: Planned | None, stage: Stage | None) -> dict[str, Any]:
+    """What a row changes of the configuration of a run, with the place of the run that it begins after."""
+    changes = {name: value for name, value in row.items() if name not in {"after", "label"}}
+    if stage is not None and stage.label is not None:
+        changes.setdefault("data.pseudo", str(list_of(out).absolute()))
+    if after is not None:
+        place = str(after.out.absolute())
+        changes = {k: v.replace(AFTER, place) if isinstance(v, str) else v for k, v in changes.items()}
+    return changes
+
+
 def _config(
-    base: Config, study: Study, which: tuple[str, str, int], file: Path, extra: Sequence[str]
+    base: Config,
+    study: Study,
+    which: tuple[str, str, int],
+    changes: dict[str, Any],
+    file: Path,
+    extra: Sequence[str],
 ) -> tuple[Config, dict[str, str]]:
     """What a run is trained with, and in what of it that is not the method it differs from the other rows."""
     method, partition, seed = which
-    changes = dict(study.methods[method])
     load_entry_points()
     if method in METHOD_CONFIGS:
         changes = {"method.name": method, **changes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shlex
 import signal
@@ -19,13 +20,14 @@ from allspark.config.files import differences, load_config, save_config
 from allspark.config.plugins import plugin_options
 from allspark.engine.result import read_result
 from allspark.errors import ConfigError, UserError
-from allspark.files import lock_folder
+from allspark.files import atomic_write, lock_folder
 from allspark.runtime.signals import Interrupted, StopRequest
 from allspark.study.plan import NOT_WHAT_BUT_HOW, Planned
 
 _POLL = 0.2  # [s]
 _OUTPUT = "output.txt"  # of a run's process, beside its log
 _PLAN = "planned.yaml"
+_STAGE = "stage.json"
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -35,6 +37,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     slot: int
     began: float
+    commands: list[list[str]]  # what follows when the process ends well
 
 
 def missing(runs: Sequence[Planned]) -> list[Planned]:
@@ -44,16 +47,26 @@ def missing(runs: Sequence[Planned]) -> list[Planned]:
         ConfigError: a run was made with other settings than the study asks for now.
     """
     for run in runs:
+        _require_same_stage(run)
         path = run.out / _PLAN
         if path.is_file():
             for name, old, new in differences(load_config(path), run.config):
-                if name in NOT_WHAT_BUT_HOW:
+                if name in NOT_WHAT_BUT_HOW or (name == "data.pseudo" and run.stage is not None):
                     continue
                 raise ConfigError(
                     f"{run.out}: made with {name} = {old}, the study says {new} now; take the old value, or choose "
                     "another --out"
                 )
     return [run for run in runs if read_result(run.out) is None]
+
+
+def _require_same_stage(run: Planned) -> None:
+    path = run.out / _STAGE
+    if not path.is_file():
+        return
+    then, now = json.loads(path.read_text("utf-8")), None if run.stage is None else run.stage.to_json()
+    if then != now:
+        raise ConfigError(f"{run.out}: made as {then}, the study says {now} now; take the old stage, or another --out")
 
 
 def run_study(
@@ -79,23 +92,30 @@ def run_study(
         Interrupted: it was asked to stop; the runs under way have saved themselves.
         UserError: some runs failed; all others were run.
     """
-    waiting, failed = list(runs), []
-    running: list[_Running] = []
+    waiting, failed, running = list(runs), list[str](), list[_Running]()
+    busy = set[Path]()  # other processes write there
     with StopRequest() as stop, _all_ended(running):
-        while waiting or running:
-            if stop.exit_code is not None:
-                break
-            while waiting and len(running) < jobs:
-                planned = waiting.pop(0)
-                slot = min(set(range(jobs)) - {one.slot for one in running})
-                if _taken(planned.out):
-                    note(f"{planned}: another process is at it; waiting")
-                    waiting.append(planned)
-                    time.sleep(_POLL)
+        while (waiting or running) and stop.exit_code is None:
+            for planned in _hopeless(waiting, running):
+                waiting.remove(planned)
+                failed.append(f"{planned}: not begun, for {planned.after} is not finished")
+                note(failed[-1])
+            for planned in [run for run in waiting if _ready(run)]:
+                if len(running) == jobs:
                     break
+                if _taken(planned.out):
+                    if planned.out not in busy:
+                        note(f"{planned}: another process is at it; waiting")
+                    busy.add(planned.out)
+                    continue
+                waiting.remove(planned)
                 note(f"{planned}: {'goes on' if (planned.out / 'checkpoints').is_dir() else 'begins'}")
-                running.append(_Running(planned, _start(planned, slot, jobs, gpus), slot, time.monotonic()))
+                slot = min(set(range(jobs)) - {one.slot for one in running})
+                running.append(_begin(planned, slot, jobs, gpus))
             for one in [one for one in running if one.process.poll() is not None]:
+                if one.process.returncode == 0 and one.commands:
+                    one.process = _start(one.planned, one.commands.pop(0), one.slot, jobs, gpus)
+                    continue
                 running.remove(one)
                 line = _outcome(one)
                 note(line)
@@ -112,15 +132,39 @@ def run_study(
         )
 
 
-def _start(planned: Planned, slot: int, jobs: int, gpus: Sequence[str]) -> subprocess.Popen[bytes]:
+def _ready(planned: Planned) -> bool:
+    return planned.after is None or read_result(planned.after.out) is not None
+
+
+def _hopeless(waiting: Sequence[Planned], running: Sequence[_Running]) -> list[Planned]:
+    """Those whose run before is neither finished nor will be."""
+    coming = {run.out for run in (*waiting, *(one.planned for one in running))}
+    return [run for run in waiting if not _ready(run) and run.after is not None and run.after.out not in coming]
+
+
+def _begin(planned: Planned, slot: int, jobs: int, gpus: Sequence[str]) -> _Running:
     planned.out.mkdir(parents=True, exist_ok=True)
     save_config(planned.config, planned.out / _PLAN)
+    with atomic_write(planned.out / _STAGE, "w") as file:
+        json.dump(None if planned.stage is None else planned.stage.to_json(), file)
+    train = ["train", "--config", str(planned.out / _PLAN), "--out", str(planned.out), "--resume"]
+    commands = [[*train, *plugin_options()]]
+    label = None if planned.stage is None else planned.stage.label
+    if label is not None and not (planned.out / "checkpoints").is_dir():  # else it has begun with its labels
+        assert planned.after is not None
+        commands.insert(0, [*label.command(planned.after.out, planned.out), *plugin_options()])
+    began = time.monotonic()
+    return _Running(planned, _start(planned, commands[0], slot, jobs, gpus), slot, began, commands[1:])
+
+
+def _start(
+    planned: Planned, arguments: Sequence[str], slot: int, jobs: int, gpus: Sequence[str]
+) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    command = [sys.executable, "-m", "allspark.cli.app", "train", "--config", str(planned.out / _PLAN)]
-    command += ["--out", str(planned.out), "--resume", *plugin_options()]
+    command = [sys.executable, "-m", "allspark.cli.app", *arguments]
     with (planned.out / _OUTPUT).open("ab") as output:
         return subprocess.Popen(
             command,

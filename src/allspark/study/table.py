@@ -34,6 +34,7 @@ class Row:
         paper: the paper's mIoU; None: it has no such row.
         results: result.json of each seed.
         apart: what this row has of its own that is not the method, as :class:`allspark.study.plan.Planned` says it.
+        after: the row that it begins after; None: it begins by itself.
     """
 
     family: str
@@ -44,6 +45,7 @@ class Row:
     paper: float | None
     results: tuple[Mapping[str, Any], ...]
     apart: Mapping[str, str] = field(default_factory=dict)
+    after: str | None = None
 
     def mean_of(self, key: str) -> float:
         """Mean of a number of the results over the seeds."""
@@ -83,6 +85,7 @@ def rows_of(runs: Sequence[Planned], paper: Mapping[str, Mapping[str, float]]) -
                 paper.get(method, {}).get(partition, published),
                 tuple(result for _, result in found),
                 run.apart,
+                None if run.stage is None else run.stage.after,
             )
         )
     return rows
@@ -113,7 +116,10 @@ def fairness(runs: Sequence[Planned]) -> list[str]:
     for what, key, scope in scopes:
         seen: dict[Any, set[Any]] = defaultdict(set)
         for run, result in results:
-            seen[scope(run)].add(str(result[key]))
+            value = result[key]
+            if isinstance(value, dict):  # what a stage makes of the images is the method's own
+                value = {name: found for name, found in value.items() if name != "pseudo"}
+            seen[scope(run)].add(str(value))
         unequal = [group for group, values in seen.items() if len(values) > 1]
         if unequal:
             lines.insert(0, f"NOT EQUAL: {what} of {unequal[0]}")
@@ -169,6 +175,9 @@ def markdown(rows: Sequence[Row], runs: Sequence[Planned], title: str) -> str:
         lines += [_line(row) for row in some]
         apart = dict.fromkeys(f"{row.method}: {_apart(row)}" for row in some if row.apart)
         lines += ["", f"Not the method alone: {'. '.join(apart)}."] if apart else []
+        stages = dict.fromkeys(f"{row.method} after {row.after}" for row in some if row.after is not None)
+        if stages:
+            lines += ["", f"Stages: {', '.join(stages)}. Updates, images and time are of a row's own training alone."]
     devices = sorted({result["device"] for row in rows for result in row.results})
     if devices:
         lines += ["", f"Hardware: {'; '.join(devices)}."]
