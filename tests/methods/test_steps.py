@@ -30,6 +30,7 @@ class AllOnMeta(TorchDispatchMode):
 CHANGES = [
     *(f"method.name={name} method.labeled_loss={loss}" for name in METHODS for loss in ("cross-entropy", "ohem")),
     "method.name=fixmatch method.filter=percentile",
+    "method.name=allspark model.bottleneck_own=0.5 model.bottleneck_gate=true",
     "method.name=unimatch method.filter=class-wise",
 ]
 

@@ -231,7 +231,7 @@ class EvalConfig(Section):
     memory: bool = Field(
         False,
         description="networks with a semantic memory: attend to it, as labelled images do in training; false: each "
-        "image attends to its own channels, as published",
+        "image attends to its own channels, as published (and while the memory is empty)",
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="arithmetic of the network")
 

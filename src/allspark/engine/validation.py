@@ -46,14 +46,19 @@ class Validator:
 
     def predictor(self, method: Method, device: torch.device) -> Predictor:
         """What predicts with the deployed network. Make it before ``unsharded``: to move a network divides it."""
-        return Predictor(method.deployed, self._how, device)
+        return Predictor(method.deployed, self._how_now(method), device)
 
     def others(self, method: Method, device: torch.device) -> dict[str, Predictor]:
         """What predicts with each of the networks that could be deployed as well, if they are compared."""
         if not self._how.compare:
             return {}
         others = ((name, x) for name, x in method.candidates().items() if x is not method.deployed)
-        return {name: Predictor(network, self._how, device) for name, network in others}
+        return {name: Predictor(network, self._how_now(method), device) for name, network in others}
+
+    def _how_now(self, method: Method) -> EvalConfig:
+        """As configured; without the memory while nothing was written to it, as in a supervised warm-up."""
+        empty = method.memory is None or not method.memory.written.any()
+        return self._how.model_copy(update={"memory": False}) if empty else self._how
 
     def compare(self, others: Mapping[str, Predictor], name: str, scores: Mapping[str, Any]) -> dict[str, float]:
         """Score other networks than the one that is deployed: ``miou_NAME`` of each, and of that one, for the log.
