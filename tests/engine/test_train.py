@@ -369,7 +369,8 @@ def test_training_begins_with_the_weights_of_another_run(config, tmp_path):
     method = build_method(begun, 6)
     segmenter = method.segmenter
     drawn = {name: tensor.clone() for name, tensor in segmenter.state_dict().items()}
-    line = begin_with(method, tmp_path / "first")
+    line, weights = begin_with(method, tmp_path / "first")
+    assert weights is None
     theirs = load_checkpoint(checkpoint_path(tmp_path / "first", "last")).part("model.")
     assert "bottleneck" in line
     for name, tensor in segmenter.state_dict().items():

@@ -105,6 +105,9 @@ class ModelConfig(Section):
         None,
         description="ResNet encoders: pixels for one step on the last feature map, by dilation; null: as built (32)",
     )
+    freeze_encoder: bool = Field(
+        False, description="leave the encoder as it is, weights and statistics; only what follows it learns"
+    )
     drop_path: Probability = Field(0.1, description="stochastic depth of the encoder (only SegFormer and Swin know it)")
     activation_checkpointing: bool = free(
         False,

@@ -85,8 +85,9 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the encoder."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The learning rate of the encoder, also of one that is frozen."""
+        first = self.optimizer.param_groups[0]
+        return float(first["lr"] / first["factor"])
 
     def step(self, parts: Sequence[TrainBatch], progress: Progress, note: Callable[[str], None]) -> list[Scalars]:
         """One weight update.

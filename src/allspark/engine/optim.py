@@ -19,7 +19,7 @@ _ONE_AXIS = 1  # norms, biases and the like have no more
 def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimiser: encoders of all networks at ``lr``, all else that trains at ``lr * head_multiplier``.
 
-    Each group may be two, one of which is not decayed (``decay_norms``).
+    Each group may be two, one of which is not decayed (``decay_norms``). A frozen encoder has none.
     """
     encoders = {id(x) for network in method.networks() for x in network.encoder.parameters()}
     trained = [x for x in method.parameters() if x.requires_grad]
@@ -34,6 +34,7 @@ def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimize
             ([x for x in some if x.dim() <= _ONE_AXIS], {"weight_decay": 0.0}),
         ):
             groups.append({"params": params, "factor": factor, **options})
+    groups = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
         fused = _can_be_fused(trained)

@@ -23,6 +23,7 @@ from allspark.engine.run import begin_with, load_method
 from allspark.errors import DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
+from allspark.models.licences import weights_of
 from allspark.models.segmenter import Segmenter
 
 
@@ -80,16 +81,22 @@ def build_method_of(
         building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
-    if checkpoint is None and config.train.begin_with is not None:
-        note(begin_with(method, config.train.begin_with))
+    if checkpoint is not None:
+        if config.train.precision == "fp64":
+            method.double()
+        load_method(method, checkpoint, path)
+        return method, RunState(**checkpoint.meta["state"])
+    weights = weights_of(config.model)
+    if config.train.begin_with is not None:
+        said, weights = begin_with(method, config.train.begin_with)
+        note(said)
     state = RunState(initial=_checksum(method.networks()[0]))
+    if weights is not None:
+        note(f"note: the encoder begins with {weights}")
+        state.weights = weights.to_json()
     if config.train.precision == "fp64":
         method.double()
-    if checkpoint is None:
-        method.begin()
-    else:
-        load_method(method, checkpoint, path)
-        state = RunState(**checkpoint.meta["state"])
+    method.begin()
     return method, state
 
 

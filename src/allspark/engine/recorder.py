@@ -35,6 +35,7 @@ class RunState:
     class_pixels: dict[str, list[int]] = field(default_factory=dict)  # of the targets since the last validation
     warned: list[str] = field(default_factory=list)
     initial: str = ""  # checksum of the weights that encoder and decoder began with
+    weights: dict[str, Any] | None = None  # whose those of the encoder were, and their licence; None: random ones
 
 
 class Recorder:

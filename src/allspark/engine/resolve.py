@@ -49,6 +49,8 @@ def resolve(config: Config, world: int, note: Note) -> Config:
             f"note: {images} images an update, optim.lr {config.optim.lr:g} is meant for {config.optim.lr_batch}: "
             f"{optim.lr:g} is used"
         )
+    if config.model.freeze_encoder and config.model.pretrained == "none" and train.begin_with is None:
+        note("note: model.freeze_encoder leaves the encoder at the random weights that model.pretrained=none gives it")
     pseudo = config.data.pseudo and find_list(config.data.pseudo, root).resolve()
     data = config.data.model_copy(update={"root": root.resolve(), "pseudo": pseudo})
     network = network_config(config)

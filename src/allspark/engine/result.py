@@ -45,6 +45,7 @@ def result_of(
         "bottleneck": config.model.bottleneck,
         "seed": config.seed,
         "initial_weights": state.initial,
+        "weights": state.weights,
         "data": config.data.source,
         "labeled": len(source.labeled),
         "unlabeled": len(source.unlabeled),

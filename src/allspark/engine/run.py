@@ -23,6 +23,7 @@ from allspark.methods.base import Method, deployed_name
 from allspark.models.allspark import SemanticMemory
 from allspark.models.encoder_config import write_taps
 from allspark.models.ensemble import Network
+from allspark.models.licences import Weights
 from allspark.models.segmenter import Segmenter, build_segmenter
 
 MODEL = "model."
@@ -207,7 +208,7 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def begin_with(method: Method, where: Path) -> str:
+def begin_with(method: Method, where: Path) -> tuple[str, Weights | None]:
     """Take the weights of an earlier run: the encoder whole, and whatever else has the same name and shape.
 
     So a supervised run can be the beginning of a semi-supervised one, whose bottleneck it does not have, and a network
@@ -219,19 +220,21 @@ def begin_with(method: Method, where: Path) -> str:
         where: folder of the run, whose last checkpoint is read, or a checkpoint file.
 
     Returns:
-        One line that says what was taken.
+        One line that says what was taken; and what the encoder of that run began with, if it is known.
 
     Raises:
         CheckpointError: no checkpoint, or another encoder.
     """
     path = where if where.is_file() else checkpoint_path(where, "last")
-    theirs = load_checkpoint(path).part(MODEL)
+    checkpoint = load_checkpoint(path)
+    theirs, known = checkpoint.part(MODEL), checkpoint.meta.get("state", {}).get("weights")
     first, *others = method.networks()
     for network in others:
         _take(network, {name: tensor for name, tensor in theirs.items() if name.startswith("encoder.")}, path)
     left = _take(first, theirs, path)
     parts = sorted({".".join(name.split(".")[:2]) for name in left if not name.startswith(_MEMORY)})
-    return f"begins with the weights of {path}" + (f"; drawn anew: {', '.join(parts)}" if parts else "")
+    said = f"begins with the weights of {path}" + (f"; drawn anew: {', '.join(parts)}" if parts else "")
+    return said, Weights(**known) if known else None
 
 
 def _take(network: Segmenter, theirs: Mapping[str, Tensor], path: Path) -> list[str]:

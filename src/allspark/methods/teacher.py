@@ -46,7 +46,9 @@ class Teacher(nn.Module):
         """Follow a weight update of the student."""
         decay = min(1 - 1 / (progress.step + 1), self.decay)
         average = get_ema_multi_avg_fn(decay)
-        average(list(self.network.parameters()), list(student.parameters()), 0)
+        pairs = zip(self.network.parameters(), student.parameters(), strict=True)
+        learning = [pair for pair in pairs if pair[1].requires_grad]  # the others are equal as they are
+        average(*map(list, zip(*learning, strict=True)), 0)
         memories = [part for part in self.network.modules() if isinstance(part, SemanticMemory)]
         remembered = {id(buffer) for memory in memories for buffer in memory.buffers()}  # no average of channels
         averaged: list[tuple[Tensor, Tensor]] = []

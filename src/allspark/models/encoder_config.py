@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_BACKBONE_MAPPING,
@@ -176,7 +176,9 @@ def weights_normalisation(config: ModelConfig) -> Normalisation:
     if Path(source).suffix in WEIGHT_FILES or ("/" not in source and not Path(source).is_dir()):
         return IMAGENET
     try:
-        path = Path(source) / _PREPROCESSOR if Path(source).is_dir() else cached_or_hub(_hub_file, source)
+        path = Path(source) / _PREPROCESSOR
+        if not Path(source).is_dir():
+            path = cached_or_hub(hub_file, source, filename=_PREPROCESSOR)
     except CheckpointError as error:
         raise CheckpointError(
             f"the hub cannot be asked what {source} takes of an image ({_PREPROCESSOR}); set model.mean and model.std"
@@ -196,12 +198,14 @@ def weights_normalisation(config: ModelConfig) -> Normalisation:
         ) from error
 
 
-def _hub_file(name: str, *, local_files_only: bool = False) -> Path | None:
-    """The file of a model of the hub; None where the model has none."""
+def hub_file(name: str, filename: str, *, local_files_only: bool = False) -> Path | None:
+    """A file of a model of the hub; None where the model has none."""
     try:
-        return Path(hf_hub_download(name, _PREPROCESSOR, local_files_only=local_files_only))
+        return Path(hf_hub_download(name, filename, local_files_only=local_files_only))
     except LocalEntryNotFoundError:
         raise  # perhaps the hub has it
+    except HFValidationError as error:
+        raise OSError(f"{name} is no name of a model") from error
     except EntryNotFoundError:
         return None
 

@@ -51,9 +51,11 @@ class Encoder(nn.Module):
         channels: of each feature map.
         strides: pixels of the image for one step on each feature map.
         normalisation: how RGB becomes what it takes.
+        frozen: it does not learn (``model.freeze_encoder``).
     """
 
     normalisation: Normalisation = IMAGENET
+    frozen = False
 
     def __init__(self, body: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], multiple: int) -> None:
         super().__init__()
@@ -69,6 +71,16 @@ class Encoder(nn.Module):
         height, width = (self._padded(size) for size in image.shape[2:])
         image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
         return self._maps(image)
+
+    def freeze(self) -> None:
+        """Keep the weights and statistics as they are: no gradient, and eval mode whatever ``train`` is told."""
+        self.requires_grad_(False)
+        self.frozen = True
+        self.eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Train or evaluate; what is frozen stays in eval mode."""
+        return super().train(mode and not self.frozen)
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that an image of this size is computed at [pixels]."""
@@ -123,7 +135,7 @@ def _efficientnet_lite0(config: ModelConfig, load_weights: bool) -> Encoder:
 Builder = Callable[[ModelConfig, bool], Encoder]
 """The network section of a configuration, and whether to load pretrained weights -> an encoder."""
 
-ENCODERS: dict[str, Builder] = {"efficientnet-lite0": _efficientnet_lite0}
+ENCODERS: dict[str, Builder] = {efficientnet_lite.NAME: _efficientnet_lite0}
 """Encoders that are not transformers', by the name that ``model.encoder`` gives them."""
 
 
@@ -162,6 +174,8 @@ def build_encoder(config: ModelConfig, load_weights: bool = True) -> Encoder:
         encoder = own(config, load_weights)
     wanted = encoder.normalisation
     encoder.normalisation = Normalisation(config.mean or wanted.mean, config.std or wanted.std)
+    if config.freeze_encoder:
+        encoder.freeze()
     return encoder
 
 

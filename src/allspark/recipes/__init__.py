@@ -1,4 +1,4 @@
-"""One file a data set, which names what differs from the defaults; no recipe inherits from another."""
+"""One file a data set or a network, which names what differs from the defaults; no recipe inherits from another."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ _HERE = Path(__file__).parent
 
 RECIPES: dict[str, Path] = {
     "folder": _HERE / "folder.yaml",
+    "dinov2-small": _HERE / "dinov2-small.yaml",
+    "dinov2-base": _HERE / "dinov2-base.yaml",
     "voc": _HERE / "voc.yaml",
     "cityscapes": _HERE / "cityscapes.yaml",
     "coco": _HERE / "coco.yaml",
