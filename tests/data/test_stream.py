@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from allspark.batch import TrainBatch
+from allspark.batch import TrainBatch, Views
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config, DataConfig
+from allspark.data.boxes import BetaBoxes
 from allspark.data.decode import read_sample
 from allspark.data.image import normalize, read_image, read_mask
 from allspark.data.sets.folder import open_folder
@@ -152,6 +153,22 @@ def test_slices_of_all_processes_make_up_the_global_batch(source, config, world)
                     torch.cat([getattr(item, name) for item in mine]), getattr(getattr(batch, role), name)
                 )
             assert sum((item.ids for item in mine), ()) == getattr(batch, role).ids
+
+
+def test_strong_views_boxes_and_chance_are_the_same_with_any_number_of_processes_and_workers(source, config):
+    views = Views(strong=2, boxes=BetaBoxes(), partner=True, colours="random-list", chance=True)
+    config = apply_overrides(config, ["data.batch_unlabeled=2"])
+    whole = apply_overrides(config, ["data.batch_unlabeled=4", "data.batch_labeled=4", "data.workers=2"])
+    parts = [batches(source, config, 0, 3, views=views, rank=rank, world=2) for rank in range(2)]
+    for step, batch in enumerate(batches(source, whole, 0, 3, views=views)):
+        for role in ("unlabeled", "partner"):
+            mine, all_of_them = [getattr(part[step], role) for part in parts], getattr(batch, role)
+            for name, axis in (("weak", 0), ("strong", 1), ("boxes", 1), ("chance", 0)):
+                assert torch.equal(torch.cat([getattr(one, name) for one in mine], axis), getattr(all_of_them, name))
+            assert all_of_them.chance.shape == (4,) and len(all_of_them.chance.unique()) == 4
+    plain = batches(source, config, 0, 3, views=replace(views, chance=False), rank=1, world=2)
+    for one, other in zip(plain, parts[1], strict=True):
+        assert one.unlabeled.chance is None and torch.equal(one.unlabeled.strong, other.unlabeled.strong)
 
 
 def test_labelled_views_do_not_depend_on_the_method(source, config):
