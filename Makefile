@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,log,coco,sbd]"
 	@touch $@
 
-demo: setup  ## train and compare three methods on generated scenes, in some minutes on a CPU
+demo: setup  ## train with and without unlabelled images on generated scenes, in some minutes on a CPU
 	$(BIN)/allspark demo
 
 test: setup  ## the tests, on the CPU (pass more to pytest with ARGS="...")

@@ -33,5 +33,6 @@ def list_recipes() -> None:
     from allspark.config.files import recipe_header
     from allspark.recipes import RECIPES
 
+    width = max(map(len, RECIPES)) + 2
     for name in RECIPES:
-        typer.echo(f"{name:12}{recipe_header(name).splitlines()[0].removeprefix('# ')}")
+        typer.echo(f"{name:{width}}{recipe_header(name).splitlines()[0].removeprefix('# ')}")
