@@ -130,6 +130,7 @@ def test_eval_and_predict_from_the_memory(method, tiny_folder, tmp_path, capsys)
     """A run whose setting it is validates so, and its commands do so by themselves; a teacher has a copy of it."""
     out, masks = tmp_path / "run", tmp_path / "masks"
     changes = [f"method.name={method}", "model.bottleneck=allspark", "eval.memory=true"]
+    changes += ["method.supervised_epochs=0"] if method == "fixmatch" else []
     settings = [part for change in changes for part in ("--set", change)]
     succeed("train", "--recipe", "folder", "--data", tiny_folder, "--out", out, *SET, *settings)
     logged = [row for row in read_log(out) if "miou" in row][-1]
@@ -142,6 +143,11 @@ def test_eval_and_predict_from_the_memory(method, tiny_folder, tmp_path, capsys)
         assert ("note: the memory of " in captured.err) == recalled  # four steps do not fill it
     succeed("predict", out, next((tiny_folder / "images").glob("val_*")), "--out", masks, "--memory")
     assert len(list(masks.iterdir())) == 1
+    labels = {}
+    for option in ("--memory", "--no-memory"):
+        succeed("label", out, "--out", tmp_path / option[2:], option, "--checkpoint", "last")
+        labels[option] = [path.read_bytes() for path in sorted((tmp_path / option[2:]).rglob("*.png"))]
+    assert len(labels["--memory"]) == 6 and labels["--memory"] != labels["--no-memory"]
 
 
 def test_eval_takes_any_list(run, tiny_folder, tmp_path, capsys):

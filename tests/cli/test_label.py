@@ -92,7 +92,7 @@ def test_refusals_are_one_line(run, kept, tiny_folder, tmp_path, capsys):
     assert (tmp_path / "mine.txt").read_text() == "mine"
     few = fails(capsys, "label", run, "--out", tmp_path / "a", "--by", "stability")
     assert "stability needs two checkpoints or more, there are none" in few and "train.keep_every" in few
-    assert "there are network" in fails(capsys, "label", run, "--out", tmp_path / "b", "--network", "student")
+    assert "there are network" in fails(capsys, "label", kept, "--out", tmp_path / "b", "--network", "student")
     assert "is none; take a larger share" in fails(capsys, "label", kept, "--out", tmp_path / "c", "--reliable", "0.1")
     changed = fails(capsys, "label", kept, "--out", tmp_path / "c", "--confidence", "0.5")
     assert "made with confidence None, not 0.5" in changed

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from allspark.cli.common import DataOption, PluginOption, SourceOption
-from allspark.cli.use import CheckpointOption, ModeOption, NetworkOption, PrecisionOption, RunArgument, data_of_run
+from allspark.cli.use import (
+    CheckpointOption,
+    MemoryOption,
+    ModeOption,
+    NetworkOption,
+    PrecisionOption,
+    RunArgument,
+    data_of_run,
+    predictor_of,
+)
 from allspark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ def label(
     network: NetworkOption = None,
     mode: ModeOption = None,
     precision: PrecisionOption = None,
+    memory: MemoryOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Label images by a trained network: masks, a list `IMAGE MASK` for data.pseudo, and how reliable each mask is.
@@ -70,22 +80,16 @@ def label(
     _require_place(folder, path, source)
     before = read_pseudo(also, source) if also is not None else ()
     several = _checkpoints(run, checkpoints, network, by)
-    options: dict[str, Any] = {"mode": mode, "precision": precision}
-    labeller = Labeller(opened.predictor(**options), [one.predictor(**options) for one in several], confidence, tta)
+    options: dict[str, Any] = {"mode": mode, "precision": precision, "memory": memory}
+    labeller = Labeller(predictor_of(opened, **options), [one.predictor(**options) for one in several], confidence, tta)
     settings = {
         **{"checkpoint": opened.checkpoint, "trained": _identity(opened), "network": network},
         **{"checkpoints": [_identity(one) for one in several], "confidence": confidence, "tta": tta, **options},
     }
+    samples, on_bad = _samples(images, source, folder), _note if where.on_bad_image == "skip" else None
     with counting("labelling", "images") as progress:
         labeled = label_images(
-            labeller,
-            _samples(images, source, folder),
-            source,
-            folder,
-            settings,
-            max_pixels=where.max_pixels,
-            progress=progress,
-            on_bad=_note if where.on_bad_image == "skip" else None,
+            labeller, samples, source, folder, settings, max_pixels=where.max_pixels, progress=progress, on_bad=on_bad
         )
     chosen = reliable(labeled, share)
     if not chosen:

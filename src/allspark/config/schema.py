@@ -218,7 +218,7 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """How whole images are predicted: in validation, `eval` and `predict`."""
+    """How whole images are predicted: in validation, `eval`, `predict` and `label`."""
 
     mode: Literal["whole", "window"] = Field("whole", description="whole image at once, or sliding window")
     window: Size = Field((801, 801), description="sliding window, height and width [pixels]")

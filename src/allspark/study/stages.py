@@ -30,6 +30,7 @@ class LabelStep(Section):
     tta: bool = Field(False, description="mean over five sizes and mirrored images")
     mode: Literal["whole", "window"] | None = Field(None, description="whole image at once or sliding window")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] | None = Field(None, description="arithmetic")
+    memory: bool = Field(False, description="attend to the semantic memory; false: as the run says")
 
     def command(self, before: Path, out: Path) -> list[str]:
         """The arguments of the program that labels.
