@@ -79,7 +79,7 @@ def least_bytes(bottleneck: AllSparkBottleneck, tokens: int, config: Config) -> 
         tokens: n, positions of the last feature map of a crop.
         config: of the run.
     """
-    copies = 4 if config.optim.name == "adamw" else 3
+    copies = 2 + (2 if config.optim.name == "adamw" else config.optim.momentum > 0)
     weights = 0 if config.train.shard else copies * sum(x.nbytes for x in bottleneck.parameters())
     sources = config.data.batch_unlabeled if bottleneck.memory is None else len(bottleneck.memory.channels)
     width = bottleneck.labeled.key.out_features
