@@ -22,7 +22,8 @@ LICENCES: dict[str, str] = {
     **{HUB[name]: "Apache-2.0" for name in RESNET_PRESETS},
     **{f"facebook/dinov2-{size}": "Apache-2.0" for size in ("small", "base", "large", "giant")},
 }
-"""Of the weights that this project names, as their model cards and the package say (read on 2026-11-28)."""
+"""Of the weights that this project names. Read where they come from on 2026-11-28: those of the package, of resnet-50,
+dinov2-small and dinov2-base. The others are as their makers are known to give them: see their model cards."""
 _CARD = "README.md"
 
 
