@@ -7,10 +7,8 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests run side by side
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
@@ -64,15 +62,9 @@ def tiny_config() -> Config:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated data set in the ``folder`` layout, to be read only: 4 labelled, 6 unlabelled, 3 validation images."""
     from allspark.data.sets.synthetic import generate
+    from tests.helpers import make_pseudo_masks
 
     root = tmp_path_factory.mktemp("tiny") / "scenes"
     generate(root, labeled=4, unlabeled=6, val=3, size=(64, 80), seed=0)
-    lines = []
-    for path in sorted((root / "images").iterdir()):  # pseudo masks of the images without masks, for st++
-        if not (root / "masks" / f"{path.stem}.png").is_file():
-            mask = root / "pseudo_masks" / f"{path.stem}.png"
-            mask.parent.mkdir(exist_ok=True)
-            Image.fromarray(np.arange(64 * 80, dtype=np.int64).reshape(64, 80).astype(np.uint8) // 7 % 5).save(mask)
-            lines.append(f"images/{path.name}\tpseudo_masks/{mask.name}\n")
-    (root / "pseudo.txt").write_text("".join(lines))
+    make_pseudo_masks(root)
     return root

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from allspark.batch import IGNORE, IMAGENET, LabeledBatch, TrainBatch, UnlabeledBatch, Views
@@ -65,6 +66,19 @@ def link_to(folder: Path, target: Path) -> Path:
         else:
             (target / path.name).write_bytes(path.read_bytes())
     return target
+
+
+def make_pseudo_masks(root: Path) -> None:
+    """Give the images of a ``folder`` without masks some pseudo masks, listed in ROOT/pseudo.txt (data.pseudo)."""
+    (root / "pseudo_masks").mkdir()
+    lines = []
+    for path in sorted((root / "images").iterdir()):
+        if not (root / "masks" / f"{path.stem}.png").is_file():
+            with Image.open(path) as image:
+                stripes = np.arange(image.width * image.height).reshape(image.height, image.width) // 7 % 5
+            Image.fromarray(stripes.astype(np.uint8)).save(root / "pseudo_masks" / f"{path.stem}.png")
+            lines.append(f"images/{path.name}\tpseudo_masks/{path.stem}.png\n")
+    (root / "pseudo.txt").write_text("".join(lines))
 
 
 class LogitsOf(nn.Module):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from allspark.methods.teacher import Teacher
     from allspark.models.allspark import AllSparkBottleneck, Guide
     from allspark.models.encoders import ENCODERS, Encoder, add_encoder
+    from allspark.models.ensemble import Ensemble
     from allspark.models.segmenter import Features, Segmenter, build_segmenter
     from allspark.recipes import RECIPES
 
@@ -61,6 +62,7 @@ __all__ = [
     "DataError",
     "DataSet",
     "Encoder",
+    "Ensemble",
     "Features",
     "FrenchBoxes",
     "Guide",
@@ -235,6 +237,7 @@ _HOME = {
         "Encoder",
         "add_encoder",
     ),
+    "models.ensemble": ("Ensemble",),
     "models.segmenter": (
         "Features",
         "Segmenter",

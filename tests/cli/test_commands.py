@@ -18,6 +18,7 @@ from allspark.cli.app import main
 from allspark.cli.train import chosen
 from allspark.config.files import load_config
 from allspark.config.schema import Config
+from allspark.engine.result import read_result
 from allspark.engine.sinks import read_log
 from allspark.recipes import RECIPES
 from tests.cli.conftest import SET
@@ -88,6 +89,12 @@ def test_eval_prints_json_only_and_equals_the_log(run, capsys):
     logged = [row for row in read_log(run) if "miou" in row][-1]
     assert scores["images"] == 3
     assert scores["miou"] == pytest.approx(logged["miou"], abs=1e-12)
+    deployed = read_result(run)["network"]
+    succeed("eval", run, "--json", "--network", deployed)
+    again = json.loads(capsys.readouterr().out)
+    assert again == scores | {"network": deployed}  # of the last checkpoint, which holds all networks
+    assert main(["eval", str(run), "--network", "mine"]) == 2
+    assert "has no network 'mine'; there are" in capsys.readouterr().err
     assert scores["pixel_accuracy"] == pytest.approx(logged["pixel_accuracy"], abs=1e-12)
     assert scores["iou"] == pytest.approx(logged["iou"])
 

@@ -1,6 +1,10 @@
 """Pseudo masks: what is written, how reliability is measured, and that nothing of others is touched."""
 
 import csv
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -144,6 +148,29 @@ def test_what_is_done_is_not_done_again(source, tmp_path):
     assert all(a == b for a, b in pairwise([found, labels_of(source, out, Labeller(predictor()))]))
     with pytest.raises(ConfigError, match="labels that were made with by me, not you; choose another --out"):
         labels_of(source, out, Labeller(predictor()), {"by": "you"})
+
+
+def test_a_mask_of_another_image_is_not_written_over(source, tmp_path):
+    out = tmp_path / "out"
+    one = labels_of(source, out, Labeller(predictor()))[0]
+    before = (out / one.mask).read_bytes()
+    other = replace(source.unlabeled[0], image=source.unlabeled[2].image.with_name("other.jpg"))
+    other.image.write_bytes(source.unlabeled[2].image.read_bytes())
+    with pytest.raises(ConfigError, match=r"a b\.png is the mask of images/a b\.jpg, not of images/other\.jpg"):
+        labels_of(replace(source, unlabeled=(other,)), out, Labeller(predictor()))
+    assert (out / one.mask).read_bytes() == before
+    with lock_folder_elsewhere(out), pytest.raises(ConfigError, match="another process labels into this folder"):
+        labels_of(source, out, Labeller(predictor()))
+
+
+@contextmanager
+def lock_folder_elsewhere(folder):
+    code = "import sys, pathlib, allspark.files as f; lock = f.lock_folder(pathlib.Path(sys.argv[1])); print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], **pipes) as process:
+        process.stdout.readline()
+        yield
+        process.communicate("\n")
 
 
 def test_a_folder_of_others_is_left_alone(source, tmp_path):

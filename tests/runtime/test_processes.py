@@ -19,6 +19,7 @@ from allspark.engine.sinks import read_log
 from allspark.runtime.launch import ProcessesFailed, launch
 from tests.conftest import TINY
 from tests.fakes import ENCODERS
+from tests.helpers import make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
@@ -35,6 +36,7 @@ def scenes(tmp_path_factory) -> Path:
     """Eight labelled, eight unlabelled and five validation images; crops are padded, so counts differ by process."""
     root = tmp_path_factory.mktemp("scenes") / "data"
     generate(root, labeled=8, unlabeled=8, val=5, size=(72, 72))
+    make_pseudo_masks(root)
     return root
 
 
@@ -96,11 +98,13 @@ def network(name):
         pytest.param(["method.name=augseg", "method.confidence=0.3", *BOTTLENECK], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
+        pytest.param(["method.name=st++"], marks=pytest.mark.slow),
+        pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps"),
+        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

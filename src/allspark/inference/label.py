@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from allspark.data.image import read_image, write_mask
 from allspark.data.pseudo import list_lines, name_in_list
 from allspark.data.source import Sample, Source
 from allspark.errors import ConfigError, DataError
-from allspark.files import atomic_write
+from allspark.files import atomic_write, lock_folder
 from allspark.inference.files import Input, output_names
 from allspark.inference.metrics import ConfusionMatrix
 from allspark.inference.predictor import Predictor
@@ -145,38 +146,34 @@ def label_images(
     """
     if not samples:
         raise DataError(f"{source.root}: no image to label")
-    require_ours(out, settings)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / SETTINGS, "w") as file:
-        json.dump(dict(settings), file, indent=2)
     names, files = _names(samples, source.root)
-    done = _read_table(out)
-    with atomic_write(out / _TABLE, "w") as file:  # without the half line that a killed run may have left
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_row(one) for one in done.values())
-    todo = [place for place, name in enumerate(names) if name not in done]
-    read = partial(_read, max_pixels=max_pixels)
-    images = prefetch([samples[place] for place in todo], read, workers=1, ahead=2)
-    with closing(images) as pictures, (out / _TABLE).open("a", encoding="utf-8", newline="") as table:
-        writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
-        for count, (place, picture) in enumerate(zip(todo, pictures, strict=True), len(samples) - len(todo) + 1):
-            if isinstance(picture, DataError):
-                if on_bad is None:
-                    raise picture
-                on_bad(picture)
-            else:
-                mask, confidence, steady = labeller.label(picture, source.num_classes)
-                path = out / files[place]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_mask(path, mask, source.palette)
-                kept = float((mask != IGNORE).mean())
-                one = Labeled(names[place], files[place].as_posix(), confidence, kept, steady)
-                done[one.image] = one
-                writer.writerow(_row(one))
-                table.flush()
-            if progress is not None:
-                progress(count, len(samples))
+    with _claimed(out, settings):
+        done = _read_table(out)
+        todo = [place for place, name in enumerate(names) if name not in done]
+        _require_free([(names[place], files[place]) for place in todo], done, out)
+        with atomic_write(out / _TABLE, "w") as file:  # without the half line that a killed run may have left
+            _writer(file).writeheader()
+            _writer(file).writerows(_row(one) for one in done.values())
+        read = partial(_read, max_pixels=max_pixels)
+        images = prefetch([samples[place] for place in todo], read, workers=1, ahead=2)
+        with closing(images) as pictures, (out / _TABLE).open("a", encoding="utf-8", newline="") as table:
+            for count, (place, picture) in enumerate(zip(todo, pictures, strict=True), len(samples) - len(todo) + 1):
+                if isinstance(picture, DataError):
+                    if on_bad is None:
+                        raise picture
+                    on_bad(picture)
+                else:
+                    mask, confidence, steady = labeller.label(picture, source.num_classes)
+                    path = out / files[place]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_mask(path, mask, source.palette)
+                    kept = float((mask != IGNORE).mean())
+                    one = Labeled(names[place], files[place].as_posix(), confidence, kept, steady)
+                    done[one.image] = one
+                    _writer(table).writerow(_row(one))
+                    table.flush()
+                if progress is not None:
+                    progress(count, len(samples))
     return [done[name] for name in names if name in done]
 
 
@@ -204,6 +201,23 @@ def write_lists(
         file.write(list_lines(pairs.items(), path))
 
 
+@contextmanager
+def _claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Make the folder, keep other processes from it for a while, and write down how its labels are made."""
+    require_ours(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_folder(out)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            raise
+        raise ConfigError(f"{out}: another process labels into this folder; wait for it, or choose another") from error
+    with lock:
+        with atomic_write(out / SETTINGS, "w") as file:
+            json.dump(dict(settings), file, indent=2)
+        yield
+
+
 def require_ours(out: Path, settings: Mapping[str, Any]) -> None:
     """Refuse a folder of something else, and one with labels that were made in another way.
 
@@ -212,7 +226,7 @@ def require_ours(out: Path, settings: Mapping[str, Any]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: a file, but a folder is needed; choose another --out")
-    others = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
     if not others:
         return
     if SETTINGS not in others:
@@ -238,6 +252,15 @@ def _names(samples: Sequence[Sample], root: Path) -> tuple[list[str], list[Path]
     return [name_in_list(image, root) for image in images], [Path(_MASKS, f"{file}.png") for file in files]
 
 
+def _require_free(wanted: Sequence[tuple[str, Path]], done: Mapping[str, Labeled], out: Path) -> None:
+    """Refuse to write over the mask that an earlier call gave another image of the same name."""
+    taken = {one.mask.casefold(): one.image for one in done.values()}
+    for image, file in wanted:
+        if file.as_posix().casefold() in taken:
+            other = taken[file.as_posix().casefold()]
+            raise ConfigError(f"{out}: {file} is the mask of {other}, not of {image}; choose another --out")
+
+
 def _read(sample: Sample, max_pixels: int) -> Image.Image | DataError:
     """The picture, or what is wrong with it: the ones after it are read all the same."""
     try:
@@ -258,6 +281,10 @@ def _read_table(out: Path) -> dict[str, Labeled]:
                 numbers = float(row["confidence"]), float(row["kept"])
                 done[row["image"]] = Labeled(row["image"], row["mask"], *numbers, steady)
     return done
+
+
+def _writer(file: IO[str]) -> csv.DictWriter[str]:
+    return csv.DictWriter(file, _COLUMNS, lineterminator="\n")
 
 
 def _row(one: Labeled) -> dict[str, Any]:
