@@ -16,6 +16,7 @@ from PIL import Image
 
 from allspark.cli.app import main
 from allspark.engine.checkpoint import load_checkpoint, save_checkpoint
+from allspark.recipes import RECIPES
 from tests.cli.conftest import SET
 
 
@@ -52,7 +53,7 @@ def one_line(text: str) -> str:
     [
         (["trian"], "did you mean 'train'"),
         (["train", "--recipie", "voc"], "--recipie"),
-        (["train"], "--recipe NAME (folder, voc, cityscapes, coco, loveda, potsdam, synthetic) or --config FILE"),
+        (["train"], f"--recipe NAME ({', '.join(RECIPES)}) or --config FILE"),
         (["train", "--recipe", "vok"], "did you mean voc?"),
         (["train", "--recipe", "voc", "--config", "a.yaml"], "exclude each other"),
         (["train", "--config", "none.yaml"], "none.yaml: no such file"),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark.data.image import MEAN, STD, normalize, overlay, read_image, read_mask, write_mask
+from allspark.batch import IMAGENET
+from allspark.data.image import normalize, overlay, read_image, read_mask, write_mask
 from allspark.errors import DataError
 
 PALETTE = [(0, 0, 0), (128, 64, 0), (1, 2, 3)]
@@ -197,7 +198,7 @@ def test_values_that_are_no_class_are_named(folder):
 
 def test_normalize_is_the_formula():
     image = noise(5, 7)
-    expected = ((image / 255.0 - np.array(MEAN)) / np.array(STD)).transpose(2, 0, 1)
+    expected = ((image / 255.0 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)).transpose(2, 0, 1)
     result = normalize(image)
     assert result.dtype == np.float32 and result.flags.c_contiguous
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)

@@ -170,7 +170,7 @@ def test_parameters_of_the_resnet_presets():
             encoder = build_encoder(config)
         assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
         assert encoder.channels == (256, 512, 1024, 2048) and encoder.grid((513, 513)) == (33, 33)
-        assert resolve_encoder(config) is config
+        assert resolve_encoder(config) == config.model_copy(update={"mean": IMAGENET.mean, "std": IMAGENET.std})
 
 
 def test_weights_of_an_image_classifier_load_into_a_dilated_encoder(tmp_path):
