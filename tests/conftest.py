@@ -16,6 +16,7 @@ from allspark.config.schema import Config
 REPOSITORY = Path(__file__).parents[1]
 
 TINY = [
+    "method.name=allspark",
     "data.crop=[64, 64]",
     "data.batch_labeled=2",
     "data.batch_unlabeled=2",

@@ -23,7 +23,6 @@ from PIL import Image
 
 from allspark.batch import StepOutput, Term
 from allspark.cli.app import main
-from allspark.config.files import load_recipe
 from allspark.config.schema import Config
 from allspark.data.image import write_mask
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
@@ -132,15 +131,14 @@ def one_label(scene: Scene) -> None:
 
 
 def not_a_number(scene: Scene) -> list[str]:
-    method = METHODS[load_recipe("folder").method.name]
-    forward = method.forward
+    forward = METHODS["allspark"].forward
 
     def breaks(self, batch, progress):
         output = forward(self, batch, progress)
         nan = Term(torch.tensor(float("nan"), requires_grad=True), torch.tensor(1))
         return StepOutput({"labeled": nan}, output.metrics) if progress.step == 2 else output
 
-    scene.patch.setattr(method, "forward", breaks)
+    scene.patch.setattr(METHODS["allspark"], "forward", breaks)
     return ["train.checkpoint_every=1"]
 
 
