@@ -48,7 +48,7 @@ def test_it_goes_on_as_it_would_have(earlier, tmp_path, capsys):
 
 
 def test_a_plain_transformer_goes_on_with_the_layers_that_it_had(tiny_config, tiny_folder, tmp_path):
-    """Its configuration did not say which: before 0.3 those were the last four."""
+    """Its configuration did not say which: in earlier runs those were the last four."""
     sizes = ENCODERS["dinov2"] | {"num_hidden_layers": 6}
     change = [f"data.root={tiny_folder}", "model.encoder=dinov2", "method.name=supervised", "train.epochs=1"]
     change += ["model.encoder_config={}", *(f"model.encoder_config.{name}={value}" for name, value in sizes.items())]

@@ -1,5 +1,6 @@
 """What a resumed run takes over, what it may change, and what it refuses."""
 
+import json
 import os
 import signal
 import subprocess
@@ -196,3 +197,15 @@ def test_a_finished_run_says_so(config, tmp_path):
     assert train(config, tmp_path / "run", resume=True, sinks=[said]) == first
     assert "finished already, 4 of 4 steps" in said.lines[-1]
     assert checkpoint_path(tmp_path / "run", "last").read_bytes() == before
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_result_writes_it(config, tmp_path):
+    """All steps are done and saved; without this a study would wait for the result for ever."""
+    run = tmp_path / "run"
+    train(config, run)
+    whole = json.loads((run / "result.json").read_text())
+    (run / "result.json").unlink()
+    (run / ".result.json.half.tmp").write_text('{"method"')
+    assert train(config, run, resume=True).steps == 4
+    assert json.loads((run / "result.json").read_text()) | {"finished": ""} == whole | {"finished": ""}
+    assert not list(run.rglob("*.tmp"))

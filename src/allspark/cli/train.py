@@ -108,10 +108,12 @@ def chosen(
 
 def _for_this_machine(recipe: str, changes: Sequence[str]) -> str:
     """On a GPU the recipe ``folder`` is that of a larger network, unless the network or the device is asked for."""
+    asked = {item.partition("=")[0].strip(): item.partition("=")[2].strip() for item in changes}
+    if recipe != _FOLDER or "model.encoder" in asked or asked.get("train.device") == "cpu":
+        return recipe
     from torch import cuda
 
-    asked = {item.partition("=")[0].strip(): item.partition("=")[2].strip() for item in changes}
-    if recipe != _FOLDER or "model.encoder" in asked or asked.get("train.device") == "cpu" or not cuda.is_available():
+    if not cuda.is_available():
         return recipe
     if _main_process():
         typer.echo(

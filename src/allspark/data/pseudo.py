@@ -7,10 +7,11 @@ mask is a path relative to the list, so that list and masks can be moved togethe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from allspark.data.sets.lists import lines_of
 from allspark.data.shards import Shards
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
@@ -29,14 +30,11 @@ def read_pseudo(path: Path, source: Source) -> tuple[Sample, ...]:
     known = _known(source)
     apart = {sample.id for sample in source.val} | {os.path.realpath(str(sample.image)) for sample in source.val}
     samples: dict[str, Sample] = {}
-    for number, line in _lines(path):
-        where = f"{path}, line {number}"
+    for where, line in lines_of(path):
         image, mask = _divide(line, path, source, where)
-        sample = known.get(image) or Sample(image, source.root / image)
+        sample = _sample(image, known, source, where)
         if sample.id in apart or os.path.realpath(str(sample.image)) in apart:
             raise DataError(f"{where}: {image!r} is a validation image; training on it would falsify the scores")
-        if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
-            raise DataError(f"{where}: no image {sample.image}")
         samples.setdefault(sample.id, Sample(sample.id, sample.image, _mask_of(mask, path, source.root)))
     if not samples:
         raise DataError(f"{path}: the list is empty; write `IMAGE MASK` a line, as `allspark label` does")
@@ -70,11 +68,8 @@ def read_images(path: Path, source: Source) -> tuple[Sample, ...]:
     """
     known = _known(source)
     samples: dict[str, Sample] = {}
-    for number, line in _lines(path):
-        image = line.partition("\t")[0].strip()
-        sample = known.get(image) or Sample(image, source.root / image)
-        if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
-            raise DataError(f"{path}, line {number}: no image {sample.image}")
+    for where, line in lines_of(path):
+        sample = _sample(line.partition("\t")[0].strip(), known, source, where)
         samples.setdefault(sample.id, sample)
     if not samples:
         raise DataError(f"{path}: the list is empty; write one image a line")
@@ -90,7 +85,7 @@ def name_in_list(image: Path, root: Path) -> str:
     image = Path(os.path.abspath(image))
     inside = image.is_relative_to(os.path.abspath(root))
     name = (image.relative_to(os.path.abspath(root)) if inside else image).as_posix()
-    if any(character in name for character in "\t\n\r") or name != name.strip() or name.startswith("#"):
+    if "\t" in name or len(name.splitlines()) > 1 or name != name.strip() or name.startswith("#"):
         raise DataError(f"{image}: a name with a tab, a line's end, or an odd character at an end; rename the file")
     return name
 
@@ -116,15 +111,12 @@ def _known(source: Source) -> dict[str, Sample]:
     return by_path | {sample.id: sample for sample in samples}
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"{path}: no such list of images") from error
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+def _sample(image: str, known: Mapping[str, Sample], source: Source, where: str) -> Sample:
+    """The image that a line names."""
+    sample = known.get(image) or Sample(image, source.root / image)
+    if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
+        raise DataError(f"{where}: no image {sample.image}")
+    return sample
 
 
 def _divide(line: str, path: Path, source: Source, where: str) -> tuple[str, str]:

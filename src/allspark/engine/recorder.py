@@ -85,8 +85,10 @@ class Recorder:
         values = iter((all_reduce(own) / world_size()).tolist())
         for _, one in self._unread:  # not all have the same names: unlabelled images may join later
             for name in one.names:
+                # earlier checkpoints did not count each by itself
+                before = state.counts.get(name, state.count if name in state.sums else 0)
                 state.sums[name] = state.sums.get(name, 0.0) + next(values)
-                state.counts[name] = state.counts.get(name, 0) + 1
+                state.counts[name] = before + 1
             state.count += 1
         for name, pixels in sorted(self._class_pixels().items()):
             sums = state.class_pixels.get(name, [0] * len(pixels))
@@ -115,8 +117,7 @@ class Recorder:
         state = self.state
         if not state.count:  # all steps were skipped
             return
-        # runs of before 0.3 did not count each by itself
-        means = {k: total / state.counts.get(k, state.count) for k, total in state.sums.items() if k != "time"}
+        means = {name: state.sums[name] / count for name, count in state.counts.items()}
         row = {
             **self.head(),
             **means,

@@ -201,7 +201,7 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> Config:
         config = read_config(checkpoint.meta["config"], "its configuration")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    # Later runs write both out. Before 0.3 there was one normalisation, and plain transformers gave their last layers.
+    # Runs write both out now. Before that there was one normalisation, and plain transformers gave their last layers.
     model = write_taps(config.model, earlier=True)
     if model.mean is None or model.std is None:
         model = model.model_copy(update={"mean": IMAGENET.mean, "std": IMAGENET.std})

@@ -24,7 +24,7 @@ from allspark.engine.prepare import build_method_of, open_checked, what_begins
 from allspark.engine.random_state import process_seed, random_states, restore_random_state
 from allspark.engine.recorder import NotFiniteError, Recorder
 from allspark.engine.resolve import resolve, resolve_again
-from allspark.engine.result import peak_memory, result_of
+from allspark.engine.result import peak_memory, read_result, result_of
 from allspark.engine.run import description, model_tensors
 from allspark.engine.run_folder import RunFolder, fingerprints, require_same_images
 from allspark.engine.sinks import FileLog, Sink, Sinks, TensorBoard
@@ -113,7 +113,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
         elif not accelerator.is_main_process:  # dropout must not be the same in all processes
             torch.manual_seed(process_seed(config.seed, accelerator.process_index))
     result = TrainResult(folder.path, state.step, state.best, state.last)
-    if state.step >= total:
+    if state.step >= total and read_result(folder.path) is not None:  # else it was killed before it wrote that
         sink.note(f"{folder.path}: finished already, {state.step} of {total} steps")
         return result
     about = description(config, source) | {"images": fingerprints(source), "processes": world}

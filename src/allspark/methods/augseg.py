@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import BetaBoxes
 from allspark.kernels.logits import Logits
-from allspark.methods.base import class_pixels
 from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
-from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
+from allspark.methods.mixing import box_masks, mix, valid_pixels
 from allspark.models.segmenter import Segmenter
 
 _LABELED, _OTHER = (8.0, 2.0), (4.0, 4.0)  # how large the boxes of labelled content and of other images are
@@ -67,21 +65,14 @@ class AugSeg(JointTeacher):
         target = mix(labels, others[1][order], where)
         keep = mix(sure, (sure | from_labeled)[order], where)
 
-        guide = None
-        if self.segmenter.bottleneck is not None:
-            other = replace(scores, coarse=scores.coarse[order])
-            guide = self.guide(mix_logits(scores, other, where), len(labeled.image), progress)
+        guide = self.guide_mixed(scores, order, where, len(labeled.image), progress)
         features = self.segmenter.apply_bottleneck(self.encode(labeled.image, image), guide)
         logits_l, logits_u = self.decode(features, len(labeled.image), [len(image)])
         terms = {
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress) * masked_cross_entropy(logits_u, target, keep, valid_mixed),
         }
-        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        kept = (sure & valid).sum() / valid.sum().clamp(min=1)
-        injected = chosen.double().mean()
-        return StepOutput(terms, self.metrics() | {"kept": kept, "injected": injected}, pixels)
+        return self.output(terms, labeled, labels, sure, valid, injected=chosen.double().mean())
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""

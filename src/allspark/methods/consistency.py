@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from allspark.batch import Progress, StepOutput, TrainBatch
+from allspark.batch import IGNORE, LabeledBatch, Progress, StepOutput, Term, TrainBatch
 from allspark.config import methods as config
 from allspark.kernels.batch_norm import statistics_kept
 from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels
 from allspark.methods.filters import PixelFilter
+from allspark.methods.mixing import mix_logits
 from allspark.methods.ramps import unlabeled_weight
 from allspark.methods.teacher import Teacher
 from allspark.models.allspark import Guide
@@ -49,6 +50,30 @@ class Consistency(Method):
         return StepOutput(
             {"labeled": loss}, class_pixels=class_pixels(self.segmenter.num_classes, labeled=labeled.mask)
         )
+
+    def output(
+        self,
+        terms: Mapping[str, Term],
+        labeled: LabeledBatch,
+        labels: Int[Tensor, "u H W"],
+        sure: Bool[Tensor, "u H W"],
+        valid: Bool[Tensor, "u H W"],
+        **metrics: Tensor,
+    ) -> StepOutput:
+        """What a step of both kinds of images returns, with the share of the pixels whose labels counted (``kept``).
+
+        Args:
+            terms: of the loss.
+            labeled: the labelled images.
+            labels: pseudo-labels of the weak views.
+            sure: which of them count.
+            valid: False where a crop was padded.
+            metrics: what else to log.
+        """
+        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
+        kept = (sure & valid).sum() / valid.sum().clamp(min=1)
+        return StepOutput(terms, self.metrics() | {"kept": kept} | metrics, pixels)
 
     @abstractmethod
     def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
@@ -107,6 +132,23 @@ class JointTeacher(MeanTeacher):
         first = self.segmenter.encode(labeled)
         with statistics_kept(self.segmenter.encoder):
             return Features.cat([first, self.segmenter.encode(strong)])
+
+    def guide_mixed(
+        self, scores: Logits, partner: Int[Tensor, " u"], where: Bool[Tensor, "u H W"], labeled: int, progress: Progress
+    ) -> Guide | None:
+        """What guides the bottleneck where images are mixed: the teacher's scores, mixed as they are.
+
+        Args:
+            scores: of the weak views.
+            partner: the number of the image that is pasted into each.
+            where: what is pasted.
+            labeled: labelled images, which come first in the pass.
+            progress: where training stands.
+        """
+        if self.segmenter.bottleneck is None:
+            return None
+        other = replace(scores, coarse=scores.coarse[partner])
+        return self.guide(mix_logits(scores, other, where), labeled, progress)
 
     def decode(self, features: Features, labeled: int, strong: Sequence[int]) -> list[Logits]:
         """Logits of the labelled images, then of each strong view; how many images each has."""

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, Term, TrainBatch, Views
+from allspark.batch import Progress, StepOutput, Term, TrainBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import FrenchBoxes
-from allspark.methods.base import class_pixels
 from allspark.methods.consistency import MeanTeacher
 from allspark.methods.losses import distance
 from allspark.methods.mixing import box_masks, mix, valid_pixels
@@ -62,9 +61,7 @@ class CutMixSeg(MeanTeacher):
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress) * Term(total, _count(valid)),
         }
-        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        return StepOutput(terms, {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+        return self.output(terms, labeled, labels, sure, valid)
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """The loss of unlabelled images is a mean over all pixels."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import Progress, StepOutput, TrainBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
-from allspark.methods.base import class_pixels
 from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
-from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
+from allspark.methods.mixing import pasted, valid_pixels, view_boxes
 from allspark.models.segmenter import Segmenter
 
 
@@ -37,16 +36,13 @@ class FixMatch(JointTeacher):
         assert labeled is not None
         assert unlabeled is not None
         assert unlabeled.strong is not None
-        where, valid = _boxes_and_valid(unlabeled)  # (u, H, W) each
-        scores = self.teacher.logits(unlabeled.weak)
-        found = self.filter(scores, valid_pixels(unlabeled), progress)
-        labels, sure = (mix(x, x.flip(0), where) for x in found)
-        image = mix(unlabeled.strong[0], unlabeled.strong[0].flip(0), where)
+        (where,) = view_boxes(unlabeled)
+        scores, valid = self.teacher.logits(unlabeled.weak), valid_pixels(unlabeled)
+        labels, sure = (pasted(x, where) for x in self.filter(scores, valid, progress))
+        image, valid = pasted(unlabeled.strong[0], where), pasted(valid, where)
 
-        guide = None
-        if self.segmenter.bottleneck is not None:
-            reverse = replace(scores, coarse=scores.coarse.flip(0))
-            guide = self.guide(mix_logits(scores, reverse, where), len(labeled.image), progress)
+        reverse = torch.arange(len(image), device=image.device).flip(0)
+        guide = self.guide_mixed(scores, reverse, where, len(labeled.image), progress)
         features = self.segmenter.apply_bottleneck(self.encode(labeled.image, image), guide)
         logits_l, logits_u = self.decode(features, len(labeled.image), [len(image)])
 
@@ -54,19 +50,10 @@ class FixMatch(JointTeacher):
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress) * masked_cross_entropy(logits_u, labels, sure, valid),
         }
-        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+        return self.output(terms, labeled, labels, sure, valid)
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""
         assert batch.unlabeled is not None
-        _, valid = _boxes_and_valid(batch.unlabeled)
-        return super().counts(batch) | {"unlabeled": valid.sum()}
-
-
-def _boxes_and_valid(unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor]:
-    """What is pasted, and which pixels of the mixed images are no padding; (u, H, W) each."""
-    assert unlabeled.boxes is not None
-    where, valid = box_masks(unlabeled.boxes[0], unlabeled.weak.shape[2:]), valid_pixels(unlabeled)
-    return where, mix(valid, valid.flip(0), where)
+        (where,) = view_boxes(batch.unlabeled)
+        return super().counts(batch) | {"unlabeled": pasted(valid_pixels(batch.unlabeled), where).sum()}

@@ -38,6 +38,17 @@ def mix(own: Shaped[Tensor, "b ..."], other: Shaped[Tensor, "b ..."], where: Boo
     return torch.where(where if own.dim() == where.dim() else where[:, None], other, own)
 
 
+def pasted(x: Shaped[Tensor, "b ..."], where: Bool[Tensor, "b H W"]) -> Tensor:
+    """The batch with itself in reverse order inside the boxes; arguments as of :func:`mix`."""
+    return mix(x, x.flip(0), where)
+
+
+def view_boxes(batch: UnlabeledBatch) -> list[Tensor]:
+    """Where the boxes of each draw are, (u, H, W) each."""
+    assert batch.boxes is not None
+    return [box_masks(boxes, batch.weak.shape[2:]) for boxes in batch.boxes]
+
+
 def mix_logits(own: Logits, other: Logits, where: Bool[Tensor, "b H W"]) -> Logits:
     """The same for logits, on the decoder's grid: each of its cells is the one's or the other's, as its middle is."""
     rows, columns = (

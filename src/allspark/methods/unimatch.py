@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
-from allspark.methods.base import class_pixels, eval_logits
+from allspark.methods.base import eval_logits
 from allspark.methods.consistency import Consistency
 from allspark.methods.losses import masked_cross_entropy
-from allspark.methods.mixing import box_masks, mix, reversed_batch, valid_pixels
+from allspark.methods.mixing import mix, reversed_batch, valid_pixels, view_boxes
 from allspark.models.segmenter import Features, Segmenter
 
 
@@ -61,7 +61,7 @@ class UniMatch(Consistency):
         valid = valid_pixels(unlabeled)
         labels, sure = self.filter(logits_w, valid, progress)  # without gradient
 
-        boxes = self._boxes(unlabeled)
+        boxes = view_boxes(unlabeled)
         pairs = zip(unlabeled.strong, partner.strong, boxes, strict=True)
         images = [mix(own, other, box) for own, other, box in pairs]
         logits_s = self.segmenter.logits(torch.cat(images)).split(2 * sizes[1:])
@@ -76,9 +76,7 @@ class UniMatch(Consistency):
             target, keep = mix(labels, partner_labels, box), mix(sure, partner_sure, box)
             over = mix(valid, valid_pixels(partner), box)
             terms[f"strong{number}"] = 0.25 * weight * masked_cross_entropy(logits, target, keep, over)
-        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+        return self.output(terms, labeled, labels, sure, valid)
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""
@@ -86,14 +84,9 @@ class UniMatch(Consistency):
         own, other = valid_pixels(unlabeled), valid_pixels(partner)
         known = super().counts(batch)
         known["feature"] = known.pop("unlabeled")
-        strong = {f"strong{i}": mix(own, other, box).sum() for i, box in enumerate(self._boxes(unlabeled), 1)}
+        strong = {f"strong{i}": mix(own, other, box).sum() for i, box in enumerate(view_boxes(unlabeled), 1)}
         return known | strong
 
     def _pair(self, batch: TrainBatch) -> tuple[UnlabeledBatch, UnlabeledBatch]:
         assert batch.unlabeled is not None
         return batch.unlabeled, reversed_batch(batch.unlabeled) if batch.partner is None else batch.partner
-
-    def _boxes(self, unlabeled: UnlabeledBatch) -> list[Tensor]:
-        """(u, H, W) for each strong view."""
-        assert unlabeled.boxes is not None
-        return [box_masks(boxes, unlabeled.weak.shape[2:]) for boxes in unlabeled.boxes]

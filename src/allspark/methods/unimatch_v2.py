@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import Progress, StepOutput, TrainBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import UniMatchBoxes
-from allspark.methods.base import class_pixels
 from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
-from allspark.methods.mixing import box_masks, mix, mix_logits, valid_pixels
+from allspark.methods.mixing import pasted, valid_pixels, view_boxes
 from allspark.methods.perturbations import complementary_dropout
 from allspark.models.allspark import Guide
 from allspark.models.segmenter import Features, Segmenter
@@ -49,16 +47,14 @@ class UniMatchV2(JointTeacher):
         assert labeled is not None
         assert unlabeled is not None
         assert unlabeled.strong is not None
-        boxes = _boxes(unlabeled)  # (u, H, W) for each view
+        boxes = view_boxes(unlabeled)  # (u, H, W) for each view
         scores = self.teacher.logits(unlabeled.weak)
         valid = valid_pixels(unlabeled)
         labels, sure = self.filter(scores, valid, progress)
-        images = [_cutmix(view, box) for view, box in zip(unlabeled.strong, boxes, strict=True)]
+        images = [pasted(view, box) for view, box in zip(unlabeled.strong, boxes, strict=True)]
 
-        guide = None
-        if self.segmenter.bottleneck is not None:
-            reverse = replace(scores, coarse=scores.coarse.flip(0))
-            guide = self.guide(mix_logits(scores, reverse, boxes[0]), len(labeled.image), progress)
+        reverse = torch.arange(len(valid), device=valid.device).flip(0)
+        guide = self.guide_mixed(scores, reverse, boxes[0], len(labeled.image), progress)
         features = self._encode(labeled.image, images, guide)
         if self.feature_dropout:
             features = complementary_dropout(features, num_clean=len(labeled.image))
@@ -67,11 +63,9 @@ class UniMatchV2(JointTeacher):
         terms = {"labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask)}
         weight = self.unlabeled_weight(progress) / len(boxes)
         for number, (logits, box) in enumerate(zip(logits_s, boxes, strict=True), 1):
-            target, keep, over = (_cutmix(x, box) for x in (labels, sure, valid))
+            target, keep, over = (pasted(x, box) for x in (labels, sure, valid))
             terms[f"strong{number}"] = weight * masked_cross_entropy(logits, target, keep, over)
-        pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
-        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        return StepOutput(terms, self.metrics() | {"kept": (sure & valid).sum() / valid.sum().clamp(min=1)}, pixels)
+        return self.output(terms, labeled, labels, sure, valid)
 
     def _encode(self, labeled: Tensor, strong: list[Tensor], guide: Guide | None) -> Features:
         """Features of labelled images and of both strong views, behind the bottleneck."""
@@ -88,16 +82,5 @@ class UniMatchV2(JointTeacher):
         assert batch.unlabeled is not None
         valid, known = valid_pixels(batch.unlabeled), super().counts(batch)
         del known["unlabeled"]
-        boxes = _boxes(batch.unlabeled)
-        return known | {f"strong{number}": _cutmix(valid, box).sum() for number, box in enumerate(boxes, 1)}
-
-
-def _cutmix(x: Tensor, where: Tensor) -> Tensor:
-    """(u, ...) with the reversed batch in the boxes."""
-    return mix(x, x.flip(0), where)
-
-
-def _boxes(unlabeled: UnlabeledBatch) -> list[Tensor]:
-    """What is pasted, (u, H, W) for each strong view."""
-    assert unlabeled.boxes is not None
-    return [box_masks(boxes, unlabeled.weak.shape[2:]) for boxes in unlabeled.boxes]
+        boxes = view_boxes(batch.unlabeled)
+        return known | {f"strong{number}": pasted(valid, box).sum() for number, box in enumerate(boxes, 1)}

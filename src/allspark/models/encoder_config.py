@@ -132,7 +132,7 @@ def write_taps(config: ModelConfig, *, earlier: bool = False) -> ModelConfig:
 
     Args:
         config: the network.
-        earlier: of a run of before 0.3, when they were those of the last four layers.
+        earlier: of a run of before they could be chosen, when they were those of the last four layers.
     """
     if config.encoder not in CONFIG_MAPPING or has_taps(config):
         return config

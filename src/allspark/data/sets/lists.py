@@ -75,22 +75,30 @@ def read_list(path: Path, layout: Layout) -> tuple[Sample, ...]:
         DataError: the list is missing, empty or not UTF-8, a line leaves the data set's folder, or an image does
             not exist; the message names list, line and the path looked for.
     """
+    samples: dict[str, Sample] = {}
+    by_path = {_relative(file, layout.root): name for name, file in layout.images.items()}
+    for where, line in lines_of(path):
+        sample = _parse_line(line, layout, by_path, where)
+        samples.setdefault(sample.id, sample)
+    if not samples:
+        raise DataError(f"{path}: the list is empty; write one image id a line")
+    return tuple(samples.values())
+
+
+def lines_of(path: Path) -> list[tuple[str, str]]:
+    """The lines of a list that say something, each after where it is: `PATH, line NUMBER`.
+
+    Raises:
+        DataError: the list is missing or not UTF-8.
+    """
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such list of images") from error
-    samples: dict[str, Sample] = {}
-    by_path = {_relative(file, layout.root): name for name, file in layout.images.items()}
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if line and not line.startswith("#"):
-            sample = _parse_line(line, layout, by_path, f"{path}, line {number}")
-            samples.setdefault(sample.id, sample)
-    if not samples:
-        raise DataError(f"{path}: the list is empty; write one image id a line")
-    return tuple(samples.values())
+    lines = ((f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(where, line) for where, line in lines if line and not line.startswith("#")]
 
 
 def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) -> Sample:
