@@ -101,6 +101,7 @@ def test_a_file_brings_a_method_an_encoder_and_a_data_set(plugin, tiny_folder, t
 @pytest.mark.slow
 def test_a_study_hands_plug_ins_on_to_its_runs(plugin, tiny_folder, tmp_path):
     values = dict(change.split("=", 1) for change in [*TINY, *CHANGES[:3], "train.epochs=1"])
+    del values["method.name"]  # a row's own
     del values["model.encoder_config.hidden_sizes"]
     del values["model.encoder_config.depths"]
     del values["model.encoder_config.num_attention_heads"]

@@ -21,6 +21,7 @@ from transformers import (
 from allspark.batch import IMAGENET, Normalisation
 from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
+from allspark.models import efficientnet_lite
 from allspark.models.pretrained import WEIGHT_FILES, cached_or_hub
 
 _WIDE = (64, 128, 320, 512)
@@ -181,7 +182,8 @@ def weights_normalisation(config: ModelConfig) -> Normalisation:
             path = cached_or_hub(hub_file, source, filename=_PREPROCESSOR)
     except CheckpointError as error:
         raise CheckpointError(
-            f"the hub cannot be asked what {source} takes of an image ({_PREPROCESSOR}); set model.mean and model.std"
+            f"the hub cannot be asked what {source} takes of an image ({_PREPROCESSOR}); set model.mean and model.std, "
+            f"name a folder with a copy, or take model.encoder={efficientnet_lite.NAME}, whose weights are installed"
         ) from error
     if path is None or not path.is_file():
         return IMAGENET
