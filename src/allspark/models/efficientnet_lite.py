@@ -45,7 +45,8 @@ STRIDES = (4, 8, 16, 32)
 class EfficientNetLite0(nn.Module):
     """Inverted residual blocks (expand, depthwise, project), TensorFlow's padding, no squeeze-excitation, ReLU6.
 
-    Takes images of any size, normalised as (rgb - 127) / 128.
+    Takes images of any size, normalised as (rgb - 127) / 128. Channels lie last in memory, which convolutions of this
+    kind (1 x 1 and depthwise) are fastest with.
     """
 
     def __init__(self) -> None:
@@ -59,10 +60,11 @@ class EfficientNetLite0(nn.Module):
                 stage.append(_Block(inputs, outputs, kernel, expand, stride if number == 0 else 1))
                 inputs = outputs
             self.stages.append(stage)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
         """(b, 3, H, W) -> maps of 24, 40, 112, 320 channels at strides 4, 8, 16, 32, sizes rounded up."""
-        x, maps = self.stem(image), []
+        x, maps = self.stem(image.contiguous(memory_format=torch.channels_last)), []
         for number, stage in enumerate(self.stages):
             x = stage(x)
             if number in _TAPS:
