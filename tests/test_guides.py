@@ -37,6 +37,7 @@ def followed(tmp_path, monkeypatch):
         del METHODS[added], METHOD_CONFIGS[added]
 
 
+@pytest.mark.slow
 def test_add_a_method(followed, tmp_path, capsys):
     (commands,) = blocks("bash")
     for line in commands.splitlines():

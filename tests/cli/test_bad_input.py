@@ -253,6 +253,7 @@ def start(*arguments: object, limit: int | None = None) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_nothing_half_written(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -183,6 +183,7 @@ def test_a_file_runs_once(tmp_path, monkeypatch):
     assert (tmp_path / "count").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_never_loads_a_plug_in(plugin, tiny_folder, tmp_path):
     """What a run was trained with may name code, but opening it executes none."""
     common = ["train", "--plugin", plugin, "--recipe", "folder", "--data", tiny_folder, "--out", tmp_path / "run"]
@@ -227,6 +228,7 @@ class Agree(allspark.Method):
 '''
 
 
+@pytest.mark.slow
 def test_a_method_without_labels_needs_none(tiny_folder, tmp_path):
     """Pretraining on a folder of images; the network is then what another run begins with."""
     path = tmp_path / "agree.py"

@@ -91,6 +91,7 @@ def test_resume_inside_a_log_row_keeps_its_mean(config, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_exactly(config, tmp_path):
     """SIGKILL at whatever moment; the log is cut back to the checkpoint and written again."""
     config = apply_overrides(config, ["train.steps_per_epoch=20", "train.checkpoint_every=3", "data.workers=1"])

@@ -213,6 +213,7 @@ def test_one_two_and_three_processes_count_each_pixel_once(scenes, tmp_path):
             assert torch.equal(torch.stack(matrices), first[None])
 
 
+@pytest.mark.slow
 def test_a_bad_image_in_one_process_ends_all_with_its_name(scenes, tmp_path):
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
@@ -311,6 +312,7 @@ def test_a_run_goes_on_with_another_number_of_processes(scenes, tmp_path, then, 
         assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_what_one_process_says_is_shown_once(capfd, tmp_path):
     """Wrong input is the same in all processes."""
     with pytest.raises(ProcessesFailed) as caught:
