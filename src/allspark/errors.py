@@ -24,3 +24,14 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or weight file is missing, damaged or does not fit."""
+
+
+class NotFiniteError(UserError):
+    """A loss, a gradient or a weight is infinite or not a number.
+
+    ``step``: the weight update, counted from 1, if it is known.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step

@@ -205,8 +205,8 @@ class TrainConfig(Section):
     )
     on_nan: Literal["stop", "skip"] = free(
         "stop",
-        description="what a loss that is not finite does: stop names the images and ends, skip goes on without the "
-        "update (and keeps a copy of memory and statistics for it)",
+        description="what a loss or a gradient that is not finite does: stop names the images and ends, skip goes on "
+        "without the update (and keeps a copy of memory and statistics for it)",
     )
     begin_with: Path | None = free(
         None, description="a run (its last checkpoint) or a checkpoint whose weights training begins with"

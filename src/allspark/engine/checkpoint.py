@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from allspark.errors import CheckpointError
+from allspark.errors import CheckpointError, NotFiniteError
 from allspark.files import atomic_path
 
 FORMAT = 2
@@ -54,8 +54,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
     """Write a checkpoint; an older one at ``path`` stays whole until the new one is on disk.
 
     Raises:
+        NotFiniteError: a tensor is not finite; the older checkpoint is intact.
         OSError: the disk is full or the folder cannot be written to; the older checkpoint is intact.
     """
+    if broken := _not_finite(tensors):
+        raise NotFiniteError(f"{path}: not written, since {broken!r} is not finite")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(meta))
     header = {"allspark": text, "crc32": str(_checksum(plain, text))}
@@ -75,7 +78,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, truncated, altered or none of ours; the message names it.
+        CheckpointError: it is missing, truncated, altered, none of ours, or holds what is not finite; the message names
+            it.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -100,7 +104,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
     if found not in _READABLE:
         raise CheckpointError(f"{path}: format {found}, this version reads formats up to {FORMAT}")
+    if broken := _not_finite(tensors):
+        raise CheckpointError(
+            f"{path}: {broken!r} is not finite, training went wrong; use another checkpoint of the run"
+        )
     return Checkpoint(tensors, meta)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds something infinite or not a number."""
+    return next((name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()), None)
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,26 @@ from allspark.config.schema import OptimConfig, TrainConfig
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.optim import build_optimizer, named_state, parameter_order, schedule, set_lr
 from allspark.engine.run import method_names
-from allspark.errors import CheckpointError, UserError
+from allspark.errors import CheckpointError, NotFiniteError, UserError
 from allspark.inference.predictor import out_of_memory
 from allspark.kernels.batch_norm import synchronise_norms
 from allspark.methods.base import Method
 from allspark.models.encoders import Encoder, freeze_unused
 from allspark.models.segmenter import Segmenter
-from allspark.runtime.agreement import CONTINUE, FAILED, agree_on
+from allspark.runtime.agreement import CONTINUE, agree_on
 from allspark.runtime.collectives import all_gather_object, all_reduce, world_size
 from allspark.runtime.sharding import distribute_like, full_tensor, reshard, shard
 
+GRAD_NORM = "grad_norm"
+"""The log's name of the gradient's norm before it is clipped."""
 _OPTIMIZER = "optim."
 _EARLIER = ("momentum.", "momentum_buffer.")  # version 0.1's name of SGD's only state
+
+
+_GRADIENT, _LOSS = 1, 2
+_NAMES = {_GRADIENT: "gradient", _LOSS: "loss"}
+_MOST_SKIPPED = 25
+"""Steps in a row without an update before a run ends: fp16's scale halves in each, from 65536 to 0.002."""
 
 
 class OutOfMemoryError(UserError):
@@ -39,12 +47,27 @@ class OutOfMemoryError(UserError):
 
 @dataclass(frozen=True)
 class Scalars:
-    """What a micro-batch has to log, on its device: names with values (len(names),), loss first; and class pixels."""
+    """What a micro-batch has to log, on its device: names with values (len(names),), loss first; and class pixels.
+
+    The last one of an update also has ``GRAD_NORM``, unless fp16's scale, which is found by trying, keeps watch.
+    """
 
     ids: tuple[str, ...]
     names: tuple[str, ...]
     values: Tensor
     class_pixels: Mapping[str, Tensor]
+
+    def with_norm(self, norm: Tensor) -> Scalars:
+        """The same, and the norm of the update's gradient, scalar."""
+        values = torch.cat([self.values, norm.detach().to(self.values).reshape(1)])
+        return replace(self, names=(*self.names, GRAD_NORM), values=values)
+
+    def judged(self) -> dict[str, Tensor]:
+        """What has to be finite, by its name in messages."""
+        found = {"loss": self.values[0]}
+        if self.names[-1] == GRAD_NORM:
+            found["gradient"] = self.values[-1]
+        return found
 
 
 class Learner:
@@ -66,6 +89,7 @@ class Learner:
         self._accelerator = accelerator
         self._optim = optim
         self._skips = how.on_nan == "skip"
+        self._skipped = 0  # steps in a row
         self._double = how.precision == "fp64"
         several = accelerator.num_processes > 1
         if several:
@@ -98,10 +122,12 @@ class Learner:
             note: called with a line if the update is skipped.
 
         Returns:
-            What each micro-batch has to log; nothing if a loss was not finite and the update was skipped.
+            What each micro-batch has to log; nothing if a loss or the gradient was not finite and the update was
+            skipped.
 
         Raises:
             OutOfMemoryError: the memory does not suffice.
+            NotFiniteError: too many steps in a row had to be skipped.
         """
         set_lr(self.optimizer, self._optim, schedule(progress.step, self.total_steps, self._optim))
         # What a step changes beside weights and the optimiser's state, to be taken back where its loss is not finite.
@@ -118,19 +144,38 @@ class Learner:
                     self._accelerator.backward(loss)
                 scalars.append(_scalars(batch, loss, means, output))
                 del output, means, loss
-                if number == len(parts) and not (self._skips and self._rolled_back(before, scalars, progress, note)):
-                    with _memory_suffices(progress):  # the optimiser's state is made in the first step
-                        if self._optim.clip_norm is not None:
-                            self._accelerator.clip_grad_norm_(self.method.parameters(), self._optim.clip_norm)
-                        self.optimizer.step()
-                    updated = True
+                if number == len(parts):
+                    with _memory_suffices(progress):
+                        norm = self._clipped()
+                    if self._accelerator.scaler is None:
+                        scalars[-1] = scalars[-1].with_norm(norm)
+                    if not (self._skips and self._rolled_back(before, scalars, progress, note)):
+                        with _memory_suffices(progress):  # the optimiser's state is made in the first step
+                            self.optimizer.step()
+                        updated = True
                 self.optimizer.zero_grad(set_to_none=True)
-        if not updated:
-            return []
-        if not self._accelerator.optimizer_step_was_skipped:  # fp16's scale of the loss was too large
+        learned = updated and not self._accelerator.optimizer_step_was_skipped  # fp16's scale was too large
+        self._require_progress(learned, progress)
+        if learned:
             reshard(self.method)
             self.method.after_step(progress)
-        return scalars
+        return scalars if updated else []
+
+    def _clipped(self) -> Tensor:
+        """Scale the gradient down to ``clip_norm`` where that is set; returns its norm before, scalar."""
+        most = math.inf if self._optim.clip_norm is None else self._optim.clip_norm
+        norm: Tensor = self._accelerator.clip_grad_norm_(self.method.parameters(), most)
+        return full_tensor(norm)
+
+    def _require_progress(self, learned: bool, progress: Progress) -> None:
+        """End a run that skips one step after the other."""
+        self._skipped = 0 if learned else self._skipped + 1
+        if self._skipped == _MOST_SKIPPED:
+            raise NotFiniteError(
+                f"{_MOST_SKIPPED} steps in a row up to step {progress.step + 1} gave a loss or a gradient that is not "
+                "finite, and were skipped",
+                progress.step + 1,
+            )
 
     def _on_device(self, batch: TrainBatch) -> TrainBatch:
         batch = batch.to(self._accelerator.device, non_blocking=True)
@@ -164,14 +209,21 @@ class Learner:
         progress: Progress,
         note: Callable[[str], None],
     ) -> bool:
-        """Take back what the step did to buffers if a loss, in any process, is not finite; returns whether it did."""
-        lost = [one.ids for one in scalars if not math.isfinite(float(one.values[0]))]
-        if agree_on(FAILED if lost else CONTINUE) == CONTINUE:
+        """Take back what the step did to buffers if something, in any process, is not finite; returns whether it did.
+
+        A gradient is everyone's: then all images are named.
+        """
+        lost = [one.ids for one in scalars if not one.values[0].isfinite()]
+        broken = any(not value.isfinite() for value in scalars[-1].judged().values())
+        verdict = agree_on(_LOSS if lost else _GRADIENT if broken else CONTINUE)
+        if verdict == CONTINUE:
             return False
+        if verdict == _GRADIENT:
+            lost = [one.ids for one in scalars]
         for name, buffer in self.method.named_buffers():
             buffer.copy_(before[name])
         images = ", ".join(chain.from_iterable(chain.from_iterable(all_gather_object(lost))))
-        note(f"skipped: step {progress.step + 1}, whose loss is not finite (images {images})")
+        note(f"skipped: step {progress.step + 1}, whose {_NAMES[verdict]} is not finite (images {images})")
         return True
 
     def tensors(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from allspark.engine.learner import Scalars
 from allspark.engine.sinks import Sink
-from allspark.errors import UserError
+from allspark.errors import NotFiniteError
 from allspark.runtime.agreement import CONTINUE, FAILED, agree_on, fail_together, raise_in_all
 from allspark.runtime.collectives import all_reduce, world_size
 
@@ -75,13 +75,13 @@ class Recorder:
         Reading from a GPU waits for it, so that is left until a number is needed, and done in one transfer.
 
         Raises:
-            NotFiniteError: a loss is not finite. Nothing is saved before this is called: the last checkpoint is good.
+            NotFiniteError: a loss or a gradient is not finite. Nothing is saved before this is called.
         """
         if not self._unread:
             return
         state = self.state
         own = torch.cat([one.values for _, one in self._unread])
-        self._require_finite(torch.stack([one.values[0] for _, one in self._unread]))
+        self._require_finite()
         values = iter((all_reduce(own) / world_size()).tolist())
         for _, one in self._unread:  # not all have the same names: unlabelled images may join later
             for name in one.names:
@@ -102,12 +102,13 @@ class Recorder:
                 total[name] = total[name] + pixels if name in total else pixels
         return total
 
-    def _require_finite(self, losses: Tensor) -> None:
-        """Stop all processes at the first loss, of any of them, that is not a number."""
+    def _require_finite(self) -> None:
+        """Stop all processes at the first loss or gradient, of any of them, that is not a number."""
+        found = [(step, one.ids, what, x) for step, one in self._unread for what, x in one.judged().items()]
         error = None
-        for (step, one), loss in zip(self._unread, losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                error = NotFiniteError(f"the loss is {loss} in step {step} (images {', '.join(one.ids)})")
+        for (step, ids, what, _), value in zip(found, torch.stack([x for *_, x in found]).tolist(), strict=True):
+            if not math.isfinite(value):
+                error = NotFiniteError(f"the {what} is {value} in step {step} (images {', '.join(ids)})", step)
                 break
         if agree_on(CONTINUE if error is None else FAILED) == FAILED:
             raise_in_all(error)
@@ -140,7 +141,3 @@ class Recorder:
     def meta(self) -> dict[str, Any]:
         """The state for a checkpoint."""
         return {"state": asdict(self.state)}
-
-
-class NotFiniteError(UserError):
-    """A loss is infinite or not a number."""

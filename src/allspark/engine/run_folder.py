@@ -123,10 +123,13 @@ class RunFolder:
             OSError: it could not be written; the one before is intact.
         """
         path = checkpoint_path(self.path, which)
-        save_checkpoint(path, tensors, meta)
-        if keep is not None:
-            with atomic_path(kept_path(self.path, keep)) as copy:
-                shutil.copyfile(path, copy)
+        if keep is None:
+            save_checkpoint(path, tensors, meta)
+            return
+        # A run that is killed between the two goes on from an earlier step and writes both again.
+        save_checkpoint(kept_path(self.path, keep), tensors, meta)
+        with atomic_path(path) as copy:
+            shutil.copyfile(kept_path(self.path, keep), copy)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which says that the run is finished."""

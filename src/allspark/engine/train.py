@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,19 @@ from allspark.config.plugins import plugin_options
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config, TrainConfig
 from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
+from allspark.engine.checkpoint import load_checkpoint
 from allspark.engine.fit import require_fit
 from allspark.engine.learner import Learner, OutOfMemoryError
 from allspark.engine.prepare import build_method_of, open_checked, what_begins
 from allspark.engine.random_state import process_seed, random_states, restore_random_state
-from allspark.engine.recorder import NotFiniteError, Recorder
+from allspark.engine.recorder import Recorder
 from allspark.engine.resolve import resolve, resolve_again
 from allspark.engine.result import peak_memory, read_result, result_of
 from allspark.engine.run import description, model_tensors
 from allspark.engine.run_folder import RunFolder, fingerprints, require_same_images
 from allspark.engine.sinks import FileLog, Sink, Sinks, TensorBoard
 from allspark.engine.validation import Validator
-from allspark.errors import DataError, UserError
+from allspark.errors import DataError, NotFiniteError, UserError
 from allspark.methods import METHODS
 from allspark.methods.base import deployed_name
 from allspark.runtime.agreement import (
@@ -222,18 +223,35 @@ class _Training:
         for line in (line for batch in parts for line in batch.skipped):
             self.recorder.sink.note(f"skipped: {line}")
         try:
-            self.recorder.done(self.learner.step(parts, progress, self.recorder.sink.note))
+            with self._advised():
+                self.recorder.done(self.learner.step(parts, progress, self.recorder.sink.note))
         except OutOfMemoryError as error:
             good = f"; {self.folder.last} is good" if self.folder.last.is_file() else ""
             raise UserError(f"{error}{good}") from error
 
     def _flush(self) -> None:
-        try:
+        with self._advised():
             self.recorder.flush()
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        """Add to what is not finite what helps, for the weights as they were before."""
+        try:
+            yield
         except NotFiniteError as error:
-            last = self.folder.last
-            way = f"the checkpoint {last} is good: go on with --resume" if last.is_file() else "begin again with"
-            raise UserError(f"{error}; {way} --set optim.clip_norm=1, or take a lower optim.lr in a new run") from error
+            step = self.recorder.state.step if error.step is None else error.step
+            raise UserError(f"{error}; {self._way_on(step)}") from error
+
+    def _way_on(self, step: int) -> str:
+        anew = "begin a new run with a lower optim.lr or with --set optim.clip_norm=1"
+        if self.every.on_nan == "skip" or not self.folder.last.is_file():
+            return anew
+        last = self.folder.last
+        saved = load_checkpoint(last).meta["state"]["step"]
+        on = "--resume --set train.on_nan=skip, which leaves such steps out"
+        if saved + 1 < step:
+            return f"the checkpoint {last} of step {saved} is good: go on with {on}; if many have to be, {anew}"
+        return f"{last} is of the step before, whose weights may be the cause: {anew}; or try {on}"
 
     def _validate(self) -> None:
         """Score the network, keep it if it is the best so far, and see whether training is well."""
@@ -250,7 +268,7 @@ class _Training:
         content = {}
         if row.get("best"):
             content = {name: full_tensor(tensor) for name, tensor in model_tensors(method.deployed).items()}
-        with fail_together():
+        with self._advised(), fail_together():
             if self.accelerator.is_main_process:
                 if content:
                     self.folder.save("best", content, self._meta())
@@ -264,7 +282,7 @@ class _Training:
         state, device = self.recorder.state, self.accelerator.device
         state.peak_memory = max(state.peak_memory, peak_memory(device))
         content = self.learner.tensors() | self.validator.tensors() | random_states(device)
-        with fail_together():
+        with self._advised(), fail_together():
             if self.accelerator.is_main_process:
                 self.folder.save("last", content, self._meta(), keep=state.step if keep else None)
 

@@ -60,7 +60,7 @@ class EfficientNetLite0(nn.Module):
                 stage.append(_Block(inputs, outputs, kernel, expand, stride if number == 0 else 1))
                 inputs = outputs
             self.stages.append(stage)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not declare it
 
     def forward(self, image: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
         """(b, 3, H, W) -> maps of 24, 40, 112, 320 channels at strides 4, 8, 16, 32, sizes rounded up."""
