@@ -74,10 +74,10 @@ def test_a_run_that_only_skips_ends(config, tmp_path, gradient_breaks):
 
 def test_weights_that_explode_are_not_called_good(config, tmp_path):
     config = apply_overrides(config, ["optim.lr=1e36", "optim.name=sgd"])
-    with pytest.raises(UserError, match=r"of the step before, whose weights may be the cause: begin a new run with a lo"):
+    with pytest.raises(UserError, match="of the step before, whose weights may be the cause: begin a new run"):
         train(config, tmp_path / "run")
     skipping = apply_overrides(config, ["train.on_nan=skip"])
-    with pytest.raises(UserError, match="25 steps in a row .* begin a new run"):
+    with pytest.raises(UserError, match=r"25 steps in a row .* begin a new run"):
         train(skipping, tmp_path / "run", resume=True)
 
 
@@ -90,7 +90,7 @@ def test_weights_that_are_not_finite_are_not_saved(config, tmp_path, monkeypatch
             self.segmenter.decoder.classifier.bias.data[0] = float("inf")
 
     monkeypatch.setattr(METHODS["allspark"], "after_step", breaks)
-    with pytest.raises(UserError, match=r"'model.decoder.classifier.bias' is not finite; .*last.safetensors is of the s"):
+    with pytest.raises(UserError, match=r"'model.decoder.classifier.bias' is not finite; .*last.safetensors is of "):
         train(config, tmp_path / "run")
     assert last_of(tmp_path / "run").meta["state"]["step"] == 2
 

@@ -2,11 +2,13 @@
 
 import csv
 import itertools
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from allspark.data.pseudo import with_pseudo
 from allspark.data.sets import open_source
 from allspark.data.stream import TrainStream
 from allspark.engine import run_folder
-from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
+from allspark.engine.checkpoint import checkpoint_path, kept_checkpoints, load_checkpoint
 from allspark.engine.result import read_result
 from allspark.engine.run import begin_with, open_run
 from allspark.engine.sinks import read_log
@@ -320,17 +322,73 @@ def test_two_runs_never_share_a_folder(config, tmp_path):
     assert train(config, tmp_path / "run").steps == 4  # the folder is free again
 
 
-def test_a_run_whose_last_checkpoint_is_gone_does_not_start_over(config, tmp_path):
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({"best", "step"}, r"gone; \S+step-00000004.safetensors of step 4 is whole: copy it to last.safetensors"),
+        ({"step"}, r"gone; \S+step-00000004.safetensors of step 4 is whole: copy it to last.safetensors"),
+        ({"best"}, r"gone; \S+best.safetensors of step 4 is whole: a new run can begin with it"),
+        ({"result"}, "gone; no other is there; bring it back"),
+        (set(), "gone; no other is there; bring it back"),
+    ],
+)
+def test_a_run_whose_last_checkpoint_is_gone_does_not_start_over(config, tmp_path, left, said):
+    config = apply_overrides(config, ["train.keep_every=2", "train.log_every=1"])
     train(config, tmp_path / "run")
-    checkpoint_path(tmp_path / "run", "last").unlink()
-    with pytest.raises(CheckpointError, match=r"last\.safetensors: gone, though"):
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and path.stem.split("-")[0] in {"last", "best", "step", "result"} - left:
+            path.unlink()
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(CheckpointError, match=said):
         train(config, tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match="already holds a run; go on with --resume, or choose another"):
+        train(config, tmp_path / "run")
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*")) == before
 
 
 def test_a_run_that_died_before_its_first_checkpoint_just_begins(config, tmp_path):
     (tmp_path / "run").mkdir()
     save_config(config, tmp_path / "run" / "config.yaml")
     assert train(config, tmp_path / "run").steps == 4
+
+
+def test_a_run_that_logged_before_its_first_checkpoint_begins_again_when_told_to(config, tmp_path):
+    """Its first checkpoint may have been due just now, when it was killed."""
+    config = apply_overrides(config, ["train.log_every=1", "train.checkpoint_every=3", "train.steps_per_epoch=8"])
+    train(config, tmp_path / "run", sinks=(whole := Lines(),))
+    rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "killed").mkdir()
+    save_config(config, tmp_path / "killed" / "config.yaml")
+    (tmp_path / "killed" / "log.jsonl").write_text("".join(rows[:3]))
+    with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
+        train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed", resume=True, sinks=(said := Lines(),))
+    assert [line for line in said.lines if line not in whole.lines][0].endswith("killed, training begins at step 0")
+    assert_same_run(tmp_path / "run", tmp_path / "killed")
+
+
+def test_a_checkpoint_that_stays_is_there_before_the_run_goes_on_from_it(config, tmp_path, monkeypatch):
+    """Killed between its two writes, a run does not pass over the one that stays."""
+    config = apply_overrides(config, ["train.keep_every=2", "train.checkpoint_every=1"])
+    replace = os.replace
+
+    def dies(source, target):
+        if (
+            Path(target).name == "last.safetensors"
+            and (tmp_path / "run/checkpoints/step-00000002.safetensors").exists()
+        ):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert load_checkpoint(checkpoint_path(tmp_path / "run", "last")).meta["state"]["step"] == 1
+    train(config, tmp_path / "run", resume=True)
+    assert [path.name for path in kept_checkpoints(tmp_path / "run")] == [
+        f"step-0000000{n}.safetensors" for n in (2, 4)
+    ]
 
 
 def test_out_of_memory_is_one_line(config, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,18 @@ def test_a_bad_image_in_one_process_ends_all_with_its_name(scenes, tmp_path):
     load_checkpoint(checkpoint_path(tmp_path / "out", "last"))
 
 
+@pytest.mark.slow
+def test_what_each_process_passes_over_is_said(scenes, tmp_path):
+    root = Path(shutil.copytree(scenes, tmp_path / "data"))
+    broken = sorted((root / "images").glob("unlabeled_*"))[:6]
+    for path in broken:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    done = run(command(root, tmp_path / "out", 2, "train.epochs=10", "data.on_bad_image=skip", "data.workers=0"))
+    said = "\n".join(line for line in done.stderr.splitlines() if "skipped: " in line)
+    assert [path.name for path in broken if path.name not in said] == []
+
+
 def interfere(folder, rank, step, code):
     """Environment of processes of which one runs this code in a training step."""
     (folder / "sitecustomize.py").write_text(
@@ -306,7 +319,10 @@ def test_a_run_goes_on_with_another_number_of_processes(scenes, tmp_path, then, 
     resume = [sys.executable, "-m", "allspark.cli.app", "train", "--out", str(tmp_path / "parts"), "--resume"]
     done = subprocess.run([*resume, "--processes", "3"], capture_output=True, text=True)
     assert done.returncode == 2 and "cannot have updates of the same size" in done.stderr.splitlines()[-1]
+    dies = interfere(tmp_path, 0, 2, "os.kill(os.getpid(), 9)")  # before it can save: nothing is half new
+    assert subprocess.run([*resume, "--processes", str(now)], capture_output=True, env=dies).returncode != 0
     done = run([*resume, "--processes", str(now)])
+    assert load_checkpoint(checkpoint_path(tmp_path / "parts", "last")).meta["processes"] == then
     assert said in done.stderr and len(losses(tmp_path / "parts")) == 4
     if now == 2:
         assert_same_training(tmp_path / "whole", tmp_path / "parts")

@@ -53,8 +53,6 @@ def train(
     from allspark.engine.bar import Bar
     from allspark.engine.train import train as run_training
 
-    if resume and not (out / "checkpoints").is_dir():
-        typer.echo(f"note: nothing to go on with in {out}, a new run begins", err=True)
     result = run_training(config, out, resume=resume, sinks=[Bar(stderr())])
     if _main_process():
         print_result(result)

@@ -60,8 +60,13 @@ def resolve(config: Config, world: int, note: Note) -> Config:
     return config.model_copy(update={"data": data, "model": model, "optim": optim})
 
 
-def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int, note: Note) -> Config:
+def resolve_again(
+    config: Config, checkpoint: Checkpoint, path: Path, world: int, note: Note
+) -> tuple[Config, Config, int]:
     """The configuration of a run that goes on, perhaps with another number of processes.
+
+    A run's files speak of as many processes as it began with, whoever goes on with it: so none of its files has to
+    change together with another one.
 
     Args:
         config: as the user gives it now.
@@ -69,6 +74,9 @@ def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int
         path: its file, for messages.
         world: number of processes now.
         note: called with lines that the user should know.
+
+    Returns:
+        What is trained now; what the run's files say; and for how many processes they say it.
 
     Raises:
         ConfigError: it would be another experiment.
@@ -86,7 +94,18 @@ def resolve_again(config: Config, checkpoint: Checkpoint, path: Path, world: int
                 "take the old value, or start a new run with another --out"
             )
         note(f"note: goes on with {name} = {new}, before it was {old}")
-    return resolved
+    return resolved, _with_parts_of(saved, resolved), before
+
+
+def _with_parts_of(saved: Config, now: Config) -> Config:
+    """What is trained now, but with the micro-batches that the run began with."""
+    data = {name: getattr(saved.data, name) for name in ("batch_labeled", "batch_unlabeled")}
+    return now.model_copy(
+        update={
+            "data": now.data.model_copy(update=data),
+            "optim": now.optim.model_copy(update={"accumulate": saved.optim.accumulate}),
+        }
+    )
 
 
 def _with_taps_of(then: Config, now: Config) -> Config:

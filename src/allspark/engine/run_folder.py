@@ -14,11 +14,19 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from allspark.config.files import save_config
+from allspark.config.files import load_config, save_config
 from allspark.config.schema import Config
 from allspark.data.shards import Shards
 from allspark.data.source import Sample, Source
-from allspark.engine.checkpoint import Checkpoint, checkpoint_path, kept_path, load_checkpoint, save_checkpoint
+from allspark.engine.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    kept_checkpoints,
+    kept_path,
+    load_checkpoint,
+    save_checkpoint,
+)
+from allspark.engine.sinks import read_log
 from allspark.errors import CheckpointError, ConfigError
 from allspark.files import atomic_path, atomic_write, lock_folder
 
@@ -36,6 +44,7 @@ class RunFolder:
         self.path = path
         self.last = checkpoint_path(path, "last")
         self.best = checkpoint_path(path, "best")
+        self.result = path / "result.json"
 
     def find_checkpoint(self, resume: bool) -> Checkpoint | None:
         """Refuse to mix runs: a folder that holds one is resumed on request only.
@@ -56,17 +65,31 @@ class RunFolder:
             if not {"state", "images", "config"} <= checkpoint.meta.keys():
                 raise CheckpointError(f"{self.last}: holds no state of a training; start a new run with another --out")
             return checkpoint
-        if resume and self.best.is_file():
-            raise CheckpointError(
-                f"{self.last}: gone, though {self.best} is there; bring it back, or start a new run with another --out"
-            )
-        if not resume and (self.last.is_file() or self.best.is_file()):
+        told = read_log(self.path)
+        if not resume and (told or self._checkpoints() or self.result.is_file()):
             raise ConfigError(f"{self.path}: already holds a run; go on with --resume, or choose another --out")
+        if resume and (self._checkpoints() or self.result.is_file() or self._had_checkpoint(told)):
+            there = self._way_out() or "; no other is there"
+            raise CheckpointError(
+                f"{self.last}: gone{there}; bring it back, or start a new run with another --out; nothing was changed"
+            )
         return None
+
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in (self.last, self.best, *kept_checkpoints(self.path)) if path.is_file()]
+
+    def _had_checkpoint(self, told: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the log goes beyond the step that the first checkpoint was due at."""
+        try:
+            every = load_config(self.path / "config.yaml").train
+        except ConfigError:
+            return bool(told)
+        due = min(every.checkpoint_every, every.keep_every or every.checkpoint_every)
+        return any(row["step"] > due or row["epoch"] > 1 for row in told)
 
     def _way_out(self) -> str:
         """What can be done when the last checkpoint is damaged: the best of the others that are whole."""
-        for path in (*sorted(self.last.parent.glob("step-*.safetensors"), reverse=True), self.best):
+        for path in (*reversed(kept_checkpoints(self.path)), self.best):
             try:
                 checkpoint = load_checkpoint(path)
             except CheckpointError:
@@ -133,7 +156,7 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which says that the run is finished."""
-        with atomic_write(self.path / "result.json", "w") as file:
+        with atomic_write(self.result, "w") as file:
             json.dump(result, file, indent=2)
 
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ from allspark.methods.base import deployed_name
 from allspark.runtime.agreement import (
     CONTINUE,
     FAILED,
+    SKIPPED,
     agree_on,
     fail_together,
     quiet_when_peers_are_gone,
     raise_in_all,
 )
+from allspark.runtime.collectives import all_gather_object
 from allspark.runtime.devices import require_compiler, start_processes
 from allspark.runtime.sharding import full_tensor, unsharded
 from allspark.runtime.signals import Interrupted, StopRequest
@@ -81,10 +84,13 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
         if config.train.compile:
             require_compiler(device)
         checkpoint = folder.find_checkpoint(resume)
+        if resume and checkpoint is None:
+            sink.note(f"note: nothing to go on with in {folder.path}, training begins at step 0")
         if checkpoint is None:
-            config = resolve(config, world, sink.note)
+            config, began = resolve(config, world, sink.note), world
+            written = config
         else:
-            config = resolve_again(config, checkpoint, folder.last, world, sink.note)
+            config, written, began = resolve_again(config, checkpoint, folder.last, world, sink.note)
         source = open_checked(config.data, METHODS[config.method.name].views, sink.note)
         if checkpoint is None:  # a run that goes on has shown that it fits
             require_fit(config, source.num_classes, device)
@@ -117,11 +123,11 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
     if state.step >= total and read_result(folder.path) is not None:  # else it was killed before it wrote that
         sink.note(f"{folder.path}: finished already, {state.step} of {total} steps")
         return result
-    about = description(config, source) | {"images": fingerprints(source), "processes": world}
+    about = description(written, source) | {"images": fingerprints(source), "processes": began}
     with ExitStack() as opened:
         with fail_together():
             if accelerator.is_main_process:
-                opened.enter_context(folder.claimed(config))
+                opened.enter_context(folder.claimed(written))
                 sink.note(what_begins(config, source, folder.path, accelerator, f"{total} steps of {epoch} an epoch"))
                 if not source.val:
                     sink.note("no validation images: the last checkpoint is the result")
@@ -213,15 +219,18 @@ class _Training:
             except DataError as caught:
                 error = caught
         # A termination signal usually reaches all processes of a job, and the readers end at once: that is no error.
-        verdict = agree_on(stop.exit_code or (CONTINUE if error is None else FAILED))
+        skipped = [line for batch in parts for line in batch.skipped]
+        verdict = agree_on(stop.exit_code or (FAILED if error else SKIPPED if skipped else CONTINUE))
+        if verdict == SKIPPED:
+            for line in chain.from_iterable(all_gather_object(skipped)):
+                self.recorder.sink.note(f"skipped: {line}")
+            verdict = CONTINUE
         if verdict == FAILED:
             self._save()
             raise_in_all(error)
         return parts, verdict
 
     def _step(self, parts: Sequence[TrainBatch], progress: Progress) -> None:
-        for line in (line for batch in parts for line in batch.skipped):
-            self.recorder.sink.note(f"skipped: {line}")
         try:
             with self._advised():
                 self.recorder.done(self.learner.step(parts, progress, self.recorder.sink.note))

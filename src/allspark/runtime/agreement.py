@@ -14,8 +14,8 @@ import torch.distributed as dist
 from allspark.errors import UserError
 from allspark.runtime.collectives import all_gather_object, control_group, rank, world_size
 
-CONTINUE, FAILED = 0, 1000
-"""Verdicts of :func:`agree_on`; between them lie exit statuses of a stop (130, 143)."""
+CONTINUE, SKIPPED, FAILED = 0, 1, 1000
+"""Verdicts of :func:`agree_on`; before the last lie exit statuses of a stop (130, 143). SKIPPED: on, without a file."""
 
 
 class ElsewhereError(UserError):
