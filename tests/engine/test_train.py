@@ -363,7 +363,7 @@ def test_a_run_that_logged_before_its_first_checkpoint_begins_again_when_told_to
     with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
         train(config, tmp_path / "killed")
     train(config, tmp_path / "killed", resume=True, sinks=(said := Lines(),))
-    assert [line for line in said.lines if line not in whole.lines][0].endswith("killed, training begins at step 0")
+    assert next(line for line in said.lines if line not in whole.lines).endswith("killed, training begins at step 0")
     assert_same_run(tmp_path / "run", tmp_path / "killed")
 
 
