@@ -1,10 +1,14 @@
 """Partitions: reproducible, complete, and rare classes kept when asked."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from allspark.config.schema import DataConfig
+from allspark.data.image import write_mask
 from allspark.data.sets import open_source
 from allspark.data.splits import make_split
 from allspark.errors import DataError, UserError
@@ -124,3 +128,44 @@ def test_other_images_do_not_change_the_order_of_the_draw(root):
 
 def test_an_amount_of_all_that_have_masks_is_possible(root):
     assert (split(root, "40").labeled, split(root, "1/100").labeled) == (40, 1)
+
+
+ODD = [
+    "#1",
+    "#2 b",
+    " blank at both ends ",
+    "next\u0085line",
+    "line\u2028separator",
+    "a\ttab",
+    os.fsdecode(b"no\xff utf8"),
+]
+
+
+def test_odd_names_stand_in_lists_as_they_are(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in [*ODD, *(f"plain {i}" for i in range(5))]:
+            write_mask(tmp_path / folder / f"{name}.png", np.zeros((4, 4), np.uint8), [(0, 0, 0)])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    val = "".join(f"images/plain {i}.png masks/plain {i}.png\n" for i in range(5))
+    (tmp_path / "val.txt").write_text("# a comment\n#\n" + val)
+    config = DataConfig(source="folder", root=tmp_path)
+    make_split(open_source(config), "7", name="all")
+    opened = open_source(DataConfig(source="folder", root=tmp_path, split="all"))
+    assert sorted(sample.id for sample in opened.labeled) == sorted(ODD) and len(opened.val) == 5
+    pairs = "".join(f"images/{name}.png masks/{name}.png\n" for name in ODD if "\t" not in name)  # it divides the two
+    (tmp_path / "pairs.txt").write_bytes(os.fsencode(pairs))
+    opened = open_source(DataConfig(source="folder", root=tmp_path, labeled=Path("pairs.txt")))
+    assert sorted(sample.id for sample in opened.labeled) == sorted(name for name in ODD if "\t" not in name)
+
+
+def test_a_name_that_no_list_can_hold_is_refused(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in ("two\nlines", "a", "b"):
+            write_mask(tmp_path / folder / f"{name}.png", np.zeros((4, 4), np.uint8), [(0, 0, 0)])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "val.txt").write_text("a\n")
+    with pytest.raises(DataError, match=r"'two\\nlines': a name with a line's end"):
+        make_split(open_source(DataConfig(source="folder", root=tmp_path)), "2")
+    assert not (tmp_path / "splits").exists()

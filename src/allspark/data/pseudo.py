@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from allspark.data.sets.lists import lines_of
+from allspark.data.sets.lists import lines_of, require_text
 from allspark.data.shards import Shards
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
@@ -30,7 +30,7 @@ def read_pseudo(path: Path, source: Source) -> tuple[Sample, ...]:
     known = _known(source)
     apart = {sample.id for sample in source.val} | {os.path.realpath(str(sample.image)) for sample in source.val}
     samples: dict[str, Sample] = {}
-    for where, line in lines_of(path):
+    for where, line in lines_of(path, known):
         image, mask = _divide(line, path, source, where)
         sample = _sample(image, known, source, where)
         if sample.id in apart or os.path.realpath(str(sample.image)) in apart:
@@ -68,7 +68,7 @@ def read_images(path: Path, source: Source) -> tuple[Sample, ...]:
     """
     known = _known(source)
     samples: dict[str, Sample] = {}
-    for where, line in lines_of(path):
+    for where, line in lines_of(path, known):
         sample = _sample(line.partition("\t")[0].strip(), known, source, where)
         samples.setdefault(sample.id, sample)
     if not samples:
@@ -85,7 +85,7 @@ def name_in_list(image: Path, root: Path) -> str:
     image = Path(os.path.abspath(image))
     inside = image.is_relative_to(os.path.abspath(root))
     name = (image.relative_to(os.path.abspath(root)) if inside else image).as_posix()
-    if "\t" in name or len(name.splitlines()) > 1 or name != name.strip() or name.startswith("#"):
+    if {"\t", "\n", "\r"} & set(name) or name != name.strip() or name.startswith("#"):
         raise DataError(f"{image}: a name with a tab, a line's end, or an odd character at an end; rename the file")
     return name
 
@@ -115,12 +115,14 @@ def _sample(image: str, known: Mapping[str, Sample], source: Source, where: str)
     """The image that a line names."""
     sample = known.get(image) or Sample(image, source.root / image)
     if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
+        require_text(image, where)
         raise DataError(f"{where}: no image {sample.image}")
     return sample
 
 
 def _divide(line: str, path: Path, source: Source, where: str) -> tuple[str, str]:
     """Image and mask of a line."""
+    require_text(line, where)
     if "\t" in line:
         image, _, mask = line.partition("\t")
         image, mask = image.strip(), mask.strip()

@@ -62,7 +62,9 @@ def make_split(
             f"--labeled {labeled}: {count} of {len(everything)} training images, but only {len(candidates)} have "
             "masks; ask for fewer, or add masks"
         )
-    order = sorted(candidates, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
+    order = sorted(
+        candidates, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogateescape")).digest()
+    )
     missing: tuple[str, ...] = ()
     chosen = order[:count]
     if stratified:
@@ -130,8 +132,10 @@ def _keep_rare(order: Sequence[str], present: np.ndarray[tuple[int, int], np.dty
 
 def _write(folder: Path, lists: dict[str, list[str]]) -> None:
     contents = {folder / f"{role}.txt": "".join(f"{key}\n" for key in keys) for role, keys in lists.items()}
+    if broken := next((key for keys in lists.values() for key in keys if {"\n", "\r"} & set(key)), None):
+        raise DataError(f"{broken!r}: a name with a line's end, which no list can hold; rename the file")
     for path, text in contents.items():
-        if path.exists() and path.read_text("utf-8", "replace") != text:
+        if path.exists() and path.read_text("utf-8", "surrogateescape") != text:
             raise DataError(f"{path} exists and is another split; give --name a new name or remove {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in contents.items():

@@ -138,7 +138,7 @@ def test_a_wrong_list_names_itself_and_the_line(root, line, words):
 
 def test_a_list_that_is_no_text_is_named(root):
     (root / "list.txt").write_bytes(b"bild 1\nf\xfcr\n")
-    with pytest.raises(DataError, match=r"list\.txt: not a text file in UTF-8 \(byte 8\)"):
+    with pytest.raises(DataError, match=r"list\.txt, line 2: not text in UTF-8 \(character 2\)"):
         open_(root, labeled="list.txt")
 
 

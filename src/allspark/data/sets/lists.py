@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -65,40 +66,62 @@ def find_files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def read_list(path: Path, layout: Layout) -> tuple[Sample, ...]:
+def read_list(path: Path, layout: Layout, *, may_be_empty: bool = False) -> tuple[Sample, ...]:
     """Read a list of images: on each line an id, an image path, or `IMAGE MASK` as in the published lists.
 
-    Paths are relative to the data set's root. Names may contain spaces. Empty lines and lines that begin with `#`
-    are skipped.
+    Paths are relative to the data set's root. Names may contain spaces. Empty lines are skipped, and so are lines that
+    begin with `#` unless there is an image of that name.
 
     Raises:
-        DataError: the list is missing, empty or not UTF-8, a line leaves the data set's folder, or an image does
+        DataError: the list is missing, empty or no text, a line leaves the data set's folder, or an image does
             not exist; the message names list, line and the path looked for.
     """
     samples: dict[str, Sample] = {}
     by_path = {_relative(file, layout.root): name for name, file in layout.images.items()}
-    for where, line in lines_of(path):
+    for where, line in lines_of(path, layout.images.keys() | by_path.keys()):
         sample = _parse_line(line, layout, by_path, where)
         samples.setdefault(sample.id, sample)
-    if not samples:
+    if not samples and not may_be_empty:
         raise DataError(f"{path}: the list is empty; write one image id a line")
     return tuple(samples.values())
 
 
-def lines_of(path: Path) -> list[tuple[str, str]]:
+def lines_of(path: Path, names: Container[str]) -> Iterator[tuple[str, str]]:
     """The lines of a list that say something, each after where it is: `PATH, line NUMBER`.
 
+    Bytes that are no UTF-8 become surrogates, as in names of files; :func:`require_text` says so where nothing is named
+    like that.
+
+    Args:
+        path: the list.
+        names: what is taken as it stands, though it begins with `#` or has blanks at its ends.
+
     Raises:
-        DataError: the list is missing or not UTF-8.
+        DataError: the list is missing.
     """
     try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such list of images") from error
-    lines = ((f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1))
-    return [(where, line) for where, line in lines if line and not line.startswith("#")]
+    for number, whole in enumerate(re.split("\r\n|\n|\r", text), 1):  # not splitlines(): names may hold U+2028
+        line = whole if whole in names else whole.strip()
+        comment = line.startswith("#") and not any(begin in names for begin in _beginnings(line))
+        if line and not comment:
+            yield f"{path}, line {number}", line
+
+
+def _beginnings(line: str) -> Iterator[str]:
+    """What may be the name that a line begins with."""
+    yield line
+    yield from (line[:place].strip() for place, character in enumerate(line) if character in " \t")
+
+
+def require_text(line: str, where: str) -> None:
+    """Refuse a line that is no UTF-8 and, as its caller knows, names nothing."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: not text in UTF-8 (character {error.start + 1})") from error
 
 
 def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) -> Sample:
@@ -117,6 +140,7 @@ def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) 
         sample = layout.sample(name)
         listed = layout.root / mask
         return replace(sample, mask=listed if sample.mask is None or os.path.isfile(listed) else sample.mask)
+    require_text(line, where)
     # `IMAGE MASK`, whose image does not exist; else the whole line is a name.
     wanted = line[: cuts[0]] if len(cuts) == 1 and PurePosixPath(line).suffix in IMAGE_SUFFIXES else line
     parts = PurePosixPath(wanted).parts
@@ -170,7 +194,7 @@ def divide_images(
     shards = find_shards(unlabeled_list) if unlabeled_list else None
     rest: Sequence[Sample] = () if shards else train
     if unlabeled_list and not shards:
-        rest = read_list(unlabeled_list, layout)
+        rest = read_list(unlabeled_list, layout, may_be_empty=True)  # as of a split that labels all
     taken = apart if unlabeled_list else apart | _ids(chosen)
     if require_labels and not chosen:
         raise DataError(
