@@ -34,8 +34,7 @@ def print_report(report: Report, source: Source, console: Console) -> None:
     console.print()
     errors = [finding for finding in report.findings if finding.level == "error"]
     if report.safe:
-        only = "" if report.counts["unlabeled"] else " with method.name=supervised only"
-        console.print(Text(f"safe to train{only}", "bold green"))
+        console.print(Text("safe to train", "bold green"))
     else:
         console.print(Text(f"not safe: {count(len(errors), 'error')}", "bold red"))
 

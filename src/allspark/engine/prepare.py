@@ -51,6 +51,7 @@ def open_checked(data: DataConfig, views: Views, note: Note) -> Source:
     # A run that is told to skip unreadable images learns from the others, and some need no labels.
     passed_over = {"unreadable"} if data.on_bad_image == "skip" else set()
     passed_over |= {"no-labeled"} if views.labeled is None else set()
+    passed_over |= set() if views.unlabeled else {"no-unlabeled"}
     errors = [finding for finding in report.findings if finding.level == "error" and finding.kind not in passed_over]
     if errors:
         more = f" ({len(errors) - 1} more kinds of errors)" if len(errors) > 1 else ""

@@ -349,7 +349,7 @@ FAULTS: list[tuple[Fault, str, str, tuple[str, ...]]] = [
     (one_pixel, "small", "warning", ("1 of 10 images smaller than the crop of 40x30", "padded")),
     (no_labels, "no-labeled", "error", ("no labelled image", "data.labeled")),
     (no_val, "no-val", "warning", ("no validation image", "val.txt")),
-    (no_unlabeled, "no-unlabeled", "warning", ("no unlabelled image", "method.name=supervised")),
+    (no_unlabeled, "no-unlabeled", "error", ("no unlabelled image", "method.name=supervised")),
 ]
 
 
@@ -565,7 +565,7 @@ def test_camvid_is_safe_and_has_the_known_frequencies(shared):
         pytest.skip(f"left out: no folder {root}, so nothing is said of real street scenes")
     source = open_source(DataConfig(source="folder", root=root))
     report = check(source, crop=(321, 321), max_pixels=10**8, workers=2)
-    assert report.safe
+    assert [finding.kind for finding in report.findings if finding.level == "error"] == ["no-unlabeled"]
     assert report.counts == {"labeled": 367, "val": 101, "unlabeled": 0}
     assert report.size_statistics()["max"] == (480, 360)
     share = {role: pixels / (480 * 360 * report.counts[role]) for role, pixels in report.class_pixels.items()}
@@ -573,7 +573,7 @@ def test_camvid_is_safe_and_has_the_known_frequencies(shared):
     assert share["labeled"][bicyclist] == pytest.approx(0.0029, abs=5e-5)  # as its README says
     assert share["val"][bicyclist] == pytest.approx(0.022, abs=1e-3)
     fast = check(source, crop=(321, 321), max_pixels=10**8, workers=2, fast=True)
-    assert fast.safe
+    assert [finding.kind for finding in fast.findings if finding.level == "error"] == ["no-unlabeled"]
     assert fast.masks == {"labeled": 200, "val": 50}
 
 
@@ -625,8 +625,22 @@ def test_a_list_of_masks_without_any_class_is_an_error(sound, role):
 def test_without_unlabelled_images_only_supervised_training_is_safe(sound, capsys):
     for sample in sound.unlabeled:
         sample.image.unlink()
-    assert main(["check", str(sound.root)]) == 0
-    assert "safe to train with method.name=supervised only" in capsys.readouterr().out
+    assert main(["check", str(sound.root)]) == 1
+    said = capsys.readouterr().out
+    assert "only supervised training is possible" in said and "not safe: 1 error" in said
+    assert main(["check", str(sound.root), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["safe"] is False
+
+
+def test_every_listed_image_that_is_missing_and_every_double_is_listed(sound, capsys):
+    names = [sample.id for sample in sound.unlabeled]
+    (sound.root / "train.txt").write_text("".join(f"{name}\n" for name in [*names, "gone 1", "gone 2", "../x"]))
+    image = sound.labeled[0].image
+    Image.open(image).save(image.with_suffix(".bmp"))
+    assert main(["check", str(sound.root)]) == 1
+    said = capsys.readouterr().out
+    for words in (f"train.txt, line {len(names) + 1}: no image", "gone 2.*", "'../x' leaves the data set's folder", "have the same id"):
+        assert words in said
 
 
 def test_the_fix_of_0_255_masks_may_run_twice(sound):

@@ -243,7 +243,9 @@ def test_whatever_a_list_holds_it_is_read_or_refused_in_one_line(root, text):
     except DataError as error:
         assert str(path) in str(error)
     else:
-        assert samples and all(sample.image.is_relative_to(root) for sample in samples)
+        assert samples or layout.faults
+        assert all(sample.image.is_relative_to(root) for sample in samples)
+        assert all(str(path) in fault and "\n" not in fault for fault in layout.faults)
 
 
 def test_a_configured_validation_list_never_trains(root):

@@ -56,9 +56,15 @@ class Finding:
 
 def layout_findings(source: Source) -> Iterator[Finding]:
     """What was wrong when the data set was opened."""
+    by_fix: dict[str, list[str]] = defaultdict(list)
     for fault in source.faults:
         what, _, fix = fault.partition("; ")
-        yield Finding("error", "layout", what, fix)
+        by_fix[fix].append(what)
+    for fix, (what, *more) in by_fix.items():
+        if more:
+            yield Finding("error", "layout", f"{len(more) + 1} faults of files and lists", fix, (what, *more))
+        else:
+            yield Finding("error", "layout", what, fix)
 
 
 def unread_findings(source: Source) -> Iterator[Finding]:
@@ -89,7 +95,7 @@ def list_findings(source: Source) -> Iterator[Finding]:
         yield Finding("warning", "no-val", "no validation image: no score can tell how good a run is", fix)
     if not source.unlabeled:
         fix = "add images without masks, make lists with `allspark split`, or train with method.name=supervised"
-        yield Finding("warning", "no-unlabeled", "no unlabelled image: only supervised training is possible", fix)
+        yield Finding("error", "no-unlabeled", "no unlabelled image: only supervised training is possible", fix)
 
 
 def file_findings(inspected: Sequence[Inspected]) -> Iterator[Finding]:

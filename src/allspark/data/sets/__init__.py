@@ -62,7 +62,8 @@ def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bo
         raise DataError(f"{config.root}: no such folder (data.root, --data)")
     source = data_set.open(config, require_labels=require_labels)
     if source.faults and not tolerate:
-        raise DataError(source.faults[0])
+        more = f" ({len(source.faults) - 1} more: `allspark check {config.root}` lists them)"
+        raise DataError(source.faults[0] + more * (len(source.faults) > 1))
     return source
 
 

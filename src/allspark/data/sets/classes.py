@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from allspark.batch import IGNORE
 from allspark.data.image import read_image, read_mask
 from allspark.data.source import RGB, default_palette
 from allspark.errors import DataError
+
+_HEADERS = {"id", "index", "value", "name", "names", "class", "classes", "label", "labels", "class name", "class_name"}
 
 
 def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...], tuple[RGB, ...], bool]:
@@ -37,7 +40,7 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
         raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
     names: list[str] = []
     colours: list[RGB | None] = []
-    _require_tabs(path, lines)
+    _require_names(path, lines)
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -65,15 +68,21 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
     return tuple(names), default_palette(len(names)), False
 
 
-def _require_tabs(path: Path, lines: Iterable[str]) -> None:
-    """Refuse `0,name` and the like, which would become a class of that name."""
+def _require_names(path: Path, lines: Iterable[str]) -> None:
+    """Refuse `0,name`, a header, and lines without an id among others, all of which would become names of classes."""
     plain = [line for line in lines if line.strip() and not line.startswith("#")]
-    numbered = [re.match(r"\s*(\d+)\s*[,;:.\s]\s*\S", line) for line in plain if "\t" not in line]
-    if len(numbered) > 1 and all(match and int(match[1]) == i for i, match in enumerate(numbered)):
-        raise DataError(
-            f"{path}: {plain[0].strip()!r} and the next lines begin with a number; write the names alone, one a line, "
-            "or `0<TAB>NAME<TAB>R G B` with tabs"
-        )
+    form = "write the names alone, one a line, line 1 for mask value 0, or `0<TAB>NAME<TAB>R G B` with tabs"
+    if plain and re.split(r"[\t,;]", plain[0].strip().lower())[0].strip() in _HEADERS:
+        raise DataError(f"{path}: {plain[0].strip()!r} looks like a header, not like a class; remove that line")
+    tabs = [line for line in plain if "\t" in line]
+    if tabs and len(tabs) < len(plain):
+        lone = next(line for line in plain if "\t" not in line)
+        raise DataError(f"{path}: {lone.strip()!r} has no id and no tab, but other lines have them; {form}")
+    numbers = [int(match[1]) for line in plain if (match := re.match(r"\s*(\d+)\s*[,;:.\s]\s*\S", line))]
+    rising = all(a < b for a, b in pairwise(numbers))
+    if not tabs and len(numbers) > 1 and 2 * len(numbers) > len(plain) and rising:
+        few = "" if len(numbers) == len(plain) else f", {len(plain) - len(numbers)} of {len(plain)} do not"
+        raise DataError(f"{path}: {plain[0].strip()!r} and other lines begin with a number{few}; {form}")
 
 
 def colours_in(masks: Iterable[Path]) -> list[RGB]:

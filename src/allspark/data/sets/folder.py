@@ -17,6 +17,12 @@ from allspark.data.source import RGB, Sample, Source, default_palette
 from allspark.errors import DataError
 
 _LOOKED_AT = 20  # masks whose headers are read before training; `allspark check` reads all
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names of folders in images/ that say what their images are for."""
 _HELD_OUT = 5  # without val.txt, one labelled image of so many is held out
 
 
@@ -24,8 +30,9 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
     """Open ROOT/images, ROOT/masks and ROOT/classes.txt.
 
     An image is labelled if masks/ holds a file of the same name (another suffix is fine). ROOT/train.txt and
-    ROOT/val.txt, where present, name the training and validation images; without val.txt or a configured list every
-    fifth labelled image (in an order shuffled once and for all) is held out, also of a configured labelled list.
+    ROOT/val.txt, where present, name the training and validation images; so do folders of these names in images/ (and
+    masks/), where images/test is left out. Without any of these or a configured list every fifth labelled image (in an
+    order shuffled once and for all) is held out, also of a configured labelled list.
 
     Args:
         config: where and which lists.
@@ -42,10 +49,11 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
             f"{root / 'images'}: no such folder; put images in {root}/images, masks of the same names in {root}/masks "
             f"and class names in {root}/classes.txt ({root} holds {', '.join(here) or 'nothing'})"
         )
-    images, masks = find_files(root / "images"), find_files(root / "masks")
+    doubled: list[str] = []
+    images, masks = find_files(root / "images", doubled), find_files(root / "masks", doubled)
     if not images:
         raise DataError(f"{root / 'images'}: holds no image (png, jpg, tif, webp or bmp)")
-    layout = Layout(root, images, masks, root / "images", root / "masks")
+    layout = Layout(root, images, masks, root / "images", root / "masks", faults=doubled)
     names, palette, own_colours, faults = _classes(root / "classes.txt", list(masks.values()))
     _, _, val_list = configured_lists(config, root)
     train, val, notes = _own_division(layout, hold_out=val_list is None)
@@ -54,12 +62,23 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
     held_out = val_list is None and not (root / "val.txt").is_file()
     apart = {sample.id for sample in val} if held_out else set()  # no list of the user's says otherwise
     labeled = tuple(sample for sample in source.labeled if sample.id not in apart)
-    if require_labels and not labeled:
+    if require_labels and not labeled and not source.faults:
         raise DataError(
             f"all {len(source.labeled)} labelled images are held out for validation, as there is no "
             f"{root / 'val.txt'}; write one, or name a list with data.val"
         )
     return replace(source, labeled=labeled)
+
+
+def _parts(layout: Layout) -> dict[str, list[Sample]]:
+    """Images that lie in images/train, images/val and the like; empty where they lie otherwise."""
+    parts: dict[str, list[Sample]] = {}
+    for sample in layout.all():
+        folder = sample.id.partition("/")[0].lower() if "/" in sample.id else ""
+        parts.setdefault(_PARTS.get(folder, ""), []).append(sample)
+    if not {"val", "test"} & parts.keys():
+        return {}
+    return {"train": parts.pop("train", []) + parts.pop("", []), **parts}
 
 
 FOLDER = DataSet(open_folder, marks=("images",))
@@ -84,21 +103,33 @@ def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[
 
 
 def _own_division(layout: Layout, *, hold_out: bool) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
-    """Training and validation images as train.txt and val.txt say, or as the masks do, and what to know of them."""
+    """Training and validation images as train.txt and val.txt say, or images/train and images/val, or as the masks do.
+
+    Returns:
+        Both, and what to know of them.
+    """
     notes: tuple[str, ...] = ()
     train_list, val_list = layout.root / "train.txt", layout.root / "val.txt"
-    val = list(read_list(val_list, layout)) if val_list.is_file() else []
+    parts = _parts(layout)
+    val = list(read_list(val_list, layout)) if val_list.is_file() else parts.get("val", [])
     apart = {sample.id for sample in val}  # not for training, even where another list is validated on
-    train = list(read_list(train_list, layout)) if train_list.is_file() else layout.all()
+    train = list(read_list(train_list, layout)) if train_list.is_file() else parts.get("train", layout.all())
     both = [sample for sample in train if sample.id in apart] if train_list.is_file() else []
     if both:
         notes = (f"{len(both)} of {val_list} stand in {train_list} too: they are kept out of training",)
     train = [sample for sample in train if sample.id not in apart]
-    if not val_list.is_file():
+    if parts and not (train_list.is_file() and val_list.is_file()):
+        found = ", ".join(f"{len(samples)} {name}" for name, samples in parts.items())
+        unused = "; test images are not used" if "test" in parts else ""
+        notes = (*notes, f"the folders in {layout.image_folder} divide the images: {found}{unused}")
+    if not val:
         masked = [sample for sample in train if sample.mask is not None]
         order = np.random.default_rng(0).permutation(len(masked))
         held = sorted(order[: max(1, len(masked) // _HELD_OUT)].tolist()) if hold_out and len(masked) > 1 else []
         val = [masked[i] for i in held]
         if val:
-            notes = (f"no {val_list}: {len(val)} of {len(masked)} labelled images are held out for validation",)
+            notes = (
+                *notes,
+                f"no {val_list}: {len(val)} of {len(masked)} labelled images are held out for validation",
+            )
     return train, val, notes

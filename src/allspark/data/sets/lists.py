@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from allspark.config.schema import DataConfig
@@ -27,6 +27,7 @@ class Layout:
         image_folder: where images were looked for.
         mask_folder: where masks were looked for.
         advice: how masks get there, for messages.
+        faults: what is wrong with files and lists, as `Source.faults`; filled while they are read.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Layout:
     image_folder: Path
     mask_folder: Path
     advice: str = "named like their image (masks/NAME.png for images/NAME.jpg)"
+    faults: list[str] = field(default_factory=list)
 
     def sample(self, name: str) -> Sample:
         """Return the sample of a known id."""
@@ -45,8 +47,13 @@ class Layout:
         return [self.sample(name) for name in self.images]
 
 
-def find_files(folder: Path) -> dict[str, Path]:
+def find_files(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
     """Map ids (path below the folder, without suffix) to image files; links to folders are not followed.
+
+    Args:
+        folder: where to look; it need not exist.
+        faults: gets a line for each file that has the id of another one, which is taken in its place; None: that is an
+            error.
 
     Raises:
         DataError: two files have the same id.
@@ -61,7 +68,11 @@ def find_files(folder: Path) -> dict[str, Path]:
             path = Path(current, name)
             key = PurePosixPath(os.path.relpath(current, folder).replace(os.sep, "/"), stem).as_posix()
             if key in found:
-                raise DataError(f"{path} and {found[key].name} have the same id {key!r}; remove or rename one of them")
+                line = f"{path} and {found[key].name} have the same id {key!r}; remove or rename one of them"
+                if faults is None:
+                    raise DataError(line)
+                faults.append(line)
+                continue
             found[key] = path
     return dict(sorted(found.items()))
 
@@ -70,18 +81,21 @@ def read_list(path: Path, layout: Layout, *, may_be_empty: bool = False) -> tupl
     """Read a list of images: on each line an id, an image path, or `IMAGE MASK` as in the published lists.
 
     Paths are relative to the data set's root. Names may contain spaces. Empty lines are skipped, and so are lines that
-    begin with `#` unless there is an image of that name.
+    begin with `#` unless there is an image of that name. A line that leaves the data set's folder or names no image is
+    passed over; the layout's faults then name list, line and the path looked for.
 
     Raises:
-        DataError: the list is missing, empty or no text, a line leaves the data set's folder, or an image does
-            not exist; the message names list, line and the path looked for.
+        DataError: the list is missing, empty or no text.
     """
     samples: dict[str, Sample] = {}
+    lines = 0
     by_path = {_relative(file, layout.root): name for name, file in layout.images.items()}
     for where, line in lines_of(path, layout.images.keys() | by_path.keys()):
         sample = _parse_line(line, layout, by_path, where)
-        samples.setdefault(sample.id, sample)
-    if not samples and not may_be_empty:
+        if sample is not None:
+            samples.setdefault(sample.id, sample)
+        lines += 1
+    if not lines and not may_be_empty:
         raise DataError(f"{path}: the list is empty; write one image id a line")
     return tuple(samples.values())
 
@@ -124,7 +138,7 @@ def require_text(line: str, where: str) -> None:
         raise DataError(f"{where}: not text in UTF-8 (character {error.start + 1})") from error
 
 
-def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) -> Sample:
+def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) -> Sample | None:
     def find(text: str) -> str | None:
         return text if text in layout.images else by_path.get(text.removeprefix("./"))
 
@@ -136,7 +150,8 @@ def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) 
             continue
         mask = line[cut:].strip()
         if PurePosixPath(mask).is_absolute() or ".." in PurePosixPath(mask).parts:
-            raise DataError(f"{where}: {mask!r} leaves the data set's folder {layout.root}")
+            layout.faults.append(f"{where}: {mask!r} leaves the data set's folder {layout.root}")
+            return None
         sample = layout.sample(name)
         listed = layout.root / mask
         return replace(sample, mask=listed if sample.mask is None or os.path.isfile(listed) else sample.mask)
@@ -145,12 +160,14 @@ def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) 
     wanted = line[: cuts[0]] if len(cuts) == 1 and PurePosixPath(line).suffix in IMAGE_SUFFIXES else line
     parts = PurePosixPath(wanted).parts
     if PurePosixPath(wanted).is_absolute() or ".." in parts:
-        raise DataError(f"{where}: {wanted!r} leaves the data set's folder {layout.root}")
+        layout.faults.append(f"{where}: {wanted!r} leaves the data set's folder {layout.root}")
+        return None
     looked_for = layout.root / wanted if len(parts) > 1 else layout.image_folder / wanted
     name = os.path.splitext(wanted)[0].removeprefix(f"{layout.image_folder.name}/")
-    near = difflib.get_close_matches(name, list(layout.images)[:20_000], 1, 0.8)
+    near = difflib.get_close_matches(name, list(layout.images)[:20_000], 1, 0.8) if not layout.faults else ()
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"{where}: no image {looked_for}{'' if PurePosixPath(wanted).suffix else '.*'}{hint}")
+    layout.faults.append(f"{where}: no image {looked_for}{'' if PurePosixPath(wanted).suffix else '.*'}{hint}")
+    return None
 
 
 def divide_images(
@@ -175,7 +192,7 @@ def divide_images(
         require_labels: an empty labelled set is an error.
 
     Returns:
-        The source with ``labeled``, ``unlabeled``, ``val`` and a note more.
+        The source with ``labeled``, ``unlabeled``, ``val``, the layout's faults and a note more.
 
     Raises:
         DataError: a list is missing or wrong, or no image is labelled.
@@ -196,7 +213,7 @@ def divide_images(
     if unlabeled_list and not shards:
         rest = read_list(unlabeled_list, layout, may_be_empty=True)  # as of a split that labels all
     taken = apart if unlabeled_list else apart | _ids(chosen)
-    if require_labels and not chosen:
+    if require_labels and not chosen and not layout.faults:
         raise DataError(
             f"no labelled image: looked for masks in {layout.mask_folder}, {layout.advice}; "
             f"{len(layout.images)} images were found in {layout.image_folder}"
@@ -206,6 +223,7 @@ def divide_images(
         labeled=chosen,
         unlabeled=Shards(shards) if shards else tuple(sample for sample in rest if sample.id not in taken),
         val=tuple(val),
+        faults=(*source.faults, *layout.faults),
         notes=(*source.notes, *_note_of(apart & _ids(rest))),
     )
 
