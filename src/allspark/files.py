@@ -44,8 +44,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Open a file that replaces ``path`` when the block ends well, and leaves it untouched when it does not."""
-    text = {"encoding": "utf-8", "errors": "surrogateescape"} if mode == "w" else {}  # names may be no UTF-8
-    with atomic_path(path) as temporary, temporary.open(mode, **text) as file:
+    encoding, errors = ("utf-8", "surrogateescape") if mode == "w" else (None, None)  # names may be no UTF-8
+    with atomic_path(path) as temporary, temporary.open(mode, encoding=encoding, errors=errors) as file:
         yield file
 
 

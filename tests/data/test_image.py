@@ -180,7 +180,7 @@ def test_masks_of_every_kind_give_the_same_ids(folder):
 
 
 def test_colours_outside_the_palette_are_ignored(folder):
-    path = saved(folder, Image.new("RGB", (2, 2), (9, 9, 9)), "m.png")
+    path = saved(folder, Image.new("RGB", (2, 2), (9, 9, 8)), "m.png")
     assert (read_mask(path, palette=PALETTE) == 255).all()
     with pytest.raises(DataError, match=r"classes\.txt"):
         read_mask(path)
@@ -317,3 +317,21 @@ def test_overlay_at_its_two_ends_is_image_and_colours():
     mask = noise(3, 4, 1) % 3
     assert np.array_equal(np.asarray(overlay(image, mask, PALETTE, alpha=0)), noise(3, 4))
     assert np.array_equal(np.asarray(overlay(image, mask, PALETTE, alpha=1)), np.array(PALETTE, np.uint8)[mask])
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_a_tiff_of_four_bands_is_refused_not_guessed(folder, extra):
+    """Whatever its header calls the fourth: programs write infrared as transparency."""
+    pixels = np.full((4, 4, 4), 100, np.uint8)
+    Image.fromarray(pixels, "RGBA").save(folder / "four.tif", tiffinfo={338: (extra,)})
+    with pytest.raises(DataError, match=r"four\.tif: four bands, and nothing says .*; save three"):
+        read_image(folder / "four.tif")
+
+
+def test_a_grey_mask_saved_as_rgb_holds_ids(folder):
+    ids = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    Image.fromarray(np.stack([ids] * 3, -1)).save(folder / "grey.png")
+    assert np.array_equal(read_mask(folder / "grey.png", num_classes=24), ids)
+    Image.fromarray(np.stack([ids, ids, ids + 1], -1)).save(folder / "coloured.png")
+    with pytest.raises(DataError, match="an RGB mask, but no colours are known"):
+        read_mask(folder / "coloured.png")

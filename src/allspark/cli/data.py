@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,10 +37,13 @@ def check(
     from allspark.cli.check_report import print_report
     from allspark.cli.show import counting, stdout
     from allspark.data.check import check as check_source
+    from allspark.data.depth import with_white
     from allspark.data.sets import open_source
 
     config = data_config(data, source)
     opened = open_source(config, require_labels=False, tolerate=True)
+    found: list[str] = []
+    opened = replace(with_white(opened, config.max_pixels, found.append), notes=(*opened.notes, *found))
     with counting("reading", "files") as progress:
         report = check_source(
             opened,

@@ -121,6 +121,7 @@ def predict(
             overlay=overlay,
             scores=scores,
             max_pixels=opened.config.data.max_pixels,
+            white=opened.config.data.white,
             progress=progress,
         )
     typer.echo(f"{len(masks)} mask{'s' * (len(masks) != 1)} in {out}")

@@ -57,6 +57,12 @@ class DataConfig(Section):
     max_pixels: Positive = free(
         178_956_970, description="largest image that is decoded [pixels]; larger ones are refused"
     )
+    white: float | None = Field(
+        None,
+        gt=0,
+        description="value of images of more than 8 bits that is shown as white; null: as the values found say (255, "
+        "1023, 4095, 16383 or 65535; floating point: 1), written into the run",
+    )
 
 
 class ViewConfig(Section):

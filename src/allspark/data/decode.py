@@ -61,7 +61,7 @@ def read_sample(sample: Sample, source: Source, *, want_mask: bool, max_pixels: 
         DataError: a file is missing or unreadable, the mask has another size than the image or values that are no
             class; both files are named.
     """
-    image = read_image(sample.image, max_pixels)
+    image = read_image(sample.image, max_pixels, source.white)
     if not want_mask:
         return image, None
     if sample.mask is None:

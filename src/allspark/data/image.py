@@ -27,26 +27,53 @@ IGNORE_COLOUR: RGB = (224, 224, 192)
 
 # Warning filters belong to all threads: one at a time changes them.
 _HEADERS = threading.Lock()
+_DEEP = ("I", "F")  # begin the names of Pillow's modes
 # What Pillow's decoders raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
 
 
-def read_image(path: Path | Member, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: Path | Member, max_pixels: int = MAX_PIXELS, white: float | None = None) -> Image.Image:
     """Read an image as upright RGB.
 
-    The EXIF orientation is applied. Transparent pixels are shown on white. Grey images with more than 8 bits are
-    brought to 8: 16-bit values by their high byte, floating-point values from 0..1 if none is larger. Of animations
-    and multi-page files, the first picture is taken.
+    The EXIF orientation is applied. Transparent pixels are shown on white. Of animations and multi-page files, the
+    first picture is taken.
 
     Args:
         path: the file, or the file inside a tar file.
         max_pixels: larger images are refused before they are decoded [pixels].
+        white: the value of images of more than 8 bits that is shown as white; larger ones are too. None: each image for
+            itself, 16-bit values by their high byte, floating-point values from 0..1 if none is larger.
 
     Raises:
-        DataError: the file is missing, damaged, no image, or too large. The message names it.
+        DataError: the file is missing, damaged, no image, too large, or a TIFF of more than three bands. The message
+            names it.
     """
     with _opened(path, max_pixels) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        if image.format == "TIFF" and image.mode in {"RGBA", "RGBX", "RGBa"}:
+            raise DataError(
+                f"{path}: four bands, and nothing says whether the fourth is transparency or infrared; save three "
+                "(gdal_translate -b 1 -b 2 -b 3 OLD NEW)"
+            )
+        return _to_rgb(ImageOps.exif_transpose(image), white)
+
+
+def is_deep(path: Path | Member) -> bool:
+    """Tell from its header whether an image has more than 8 bits a value; of what is no image, it has not."""
+    try:
+        with _opened(path, MAX_PIXELS) as image:
+            return image.mode.startswith(_DEEP)
+    except DataError:
+        return False
+
+
+def read_values(path: Path | Member, max_pixels: int = MAX_PIXELS) -> NDArray[np.generic]:
+    """Read an image's values as they are in the file, (H, W) or (H, W, c).
+
+    Raises:
+        DataError: as in :func:`read_image`.
+    """
+    with _opened(path, max_pixels) as image:
+        return np.asarray(image)
 
 
 def read_mask(
@@ -62,7 +89,8 @@ def read_mask(
 
     Args:
         path: an index PNG, a palette PNG (its indices count, its colours do not), a black-and-white or 16-bit grey
-            image with values up to 255, an RGB image if ``palette`` is given, or a .mat file of SBD.
+            image with values up to 255, an RGB image if ``palette`` is given or red, green and blue are the same number
+            in all pixels, or a .mat file of SBD.
         num_classes: given: other values than 0 .. num_classes - 1 and ``ignore`` are an error.
         palette: the colour of each class, for RGB masks; other colours become ``ignore``.
         code: the class id of each value 0, 1, 2, ... of the file; None: values are class ids.
@@ -94,6 +122,9 @@ def _read_picture(path: Path, palette: Sequence[RGB] | None, ignore: int, max_pi
         if image.mode not in {"RGB", "RGBA"}:
             return _indices(image, path)
         if palette is None:
+            values = np.asarray(image.convert("RGB"))
+            if _is_grey(values):
+                return np.array(values[:, :, 0])
             raise DataError(
                 f"{path}: an RGB mask, but no colours are known for the classes; "
                 "give every class its colour in classes.txt (id, name, R G B; tab-separated)"
@@ -190,25 +221,40 @@ def _opened(path: Path | Member, max_pixels: int) -> Iterator[Image.Image]:
         raise DataError(f"{path}: the image is damaged ({reason})") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, white: float | None) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    if image.mode.startswith(_DEEP):
+        image = Image.fromarray(_to_8_bits(np.asarray(image), white))
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return image.convert("RGB")
 
 
-def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _to_8_bits(values: NDArray[np.generic], white: float | None) -> NDArray[np.uint8]:
     numbers = np.nan_to_num(values.astype(np.float64))
-    if values.dtype.kind == "f" and numbers.max(initial=0) <= 1:
+    if white is not None:
+        numbers = numbers * (255 / white) + 0.5
+    elif values.dtype.kind == "f" and numbers.max(initial=0) <= 1:
         numbers = numbers * 255
     elif numbers.max(initial=0) > 255:
         numbers = numbers // 256
     return np.clip(numbers, 0, 255).astype(np.uint8)
+
+
+def is_coloured(path: Path, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether a mask is an RGB picture whose channels differ, so that its colours must be known; reads its pixels."""
+    try:
+        with _opened(path, max_pixels) as image:
+            return image.mode in {"RGB", "RGBA"} and not _is_grey(np.asarray(image.convert("RGB")))
+    except DataError:
+        return False  # whoever reads it to use it says so
+
+
+def _is_grey(image: NDArray[np.uint8]) -> bool:
+    return bool((image[:, :, :1] == image[:, :, 1:]).all())
 
 
 def _indices(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -72,6 +72,7 @@ class Source:
             tuple, or :class:`allspark.data.shards.Shards`.
         val: validation images with a mask.
         pseudo: images with a mask of class ids that a network made, see :mod:`allspark.data.pseudo`.
+        white: the value of images of more than 8 bits that is shown as white; None: see ``read_image``.
         rgb_masks: masks are RGB pictures that are coded by ``palette``.
         ignore: mask value (or, for RGB masks, colours outside the palette) that does not count.
         codes: how mask files are coded whose values are not class ids: the end of the file's name -> the class id (or
@@ -87,6 +88,7 @@ class Source:
     unlabeled: Sequence[Sample] = ()
     val: tuple[Sample, ...] = ()
     pseudo: tuple[Sample, ...] = ()
+    white: float | None = None
     rgb_masks: bool = False
     ignore: int = IGNORE
     codes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

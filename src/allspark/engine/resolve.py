@@ -82,7 +82,8 @@ def resolve_again(
         ConfigError: it would be another experiment.
     """
     before, saved = checkpoint.meta.get("processes", 1), saved_config(checkpoint, path)
-    config = config.model_copy(update={"model": _with_normalisation(config.model, saved.model)})
+    data = config.data.model_copy(update={"white": config.data.white or saved.data.white})
+    config = config.model_copy(update={"model": _with_normalisation(config.model, saved.model), "data": data})
     resolved = resolve(same_update(config, before, world, note), world, note)
     then = resolve(same_update(saved, before, world, _silent), world, _silent)
     resolved = _with_taps_of(then, resolved) if not has_taps(config.model) else resolved

@@ -18,6 +18,7 @@ from allspark.batch import Progress, TrainBatch
 from allspark.config.plugins import plugin_options
 from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config, TrainConfig
+from allspark.data.depth import with_white
 from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
 from allspark.engine.checkpoint import load_checkpoint
 from allspark.engine.fit import require_fit
@@ -92,7 +93,10 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
         else:
             config, written, began = resolve_again(config, checkpoint, folder.last, world, sink.note)
         source = open_checked(config.data, METHODS[config.method.name].views, sink.note)
-        if checkpoint is None:  # a run that goes on has shown that it fits
+        if checkpoint is None:  # a run that goes on has it in its configuration, and has shown that it fits
+            source = with_white(source, config.data.max_pixels, lambda line: sink.note(f"note: {line}"))
+            data = config.data.model_copy(update={"white": source.white})
+            config = written = config.model_copy(update={"data": data})
             require_fit(config, source.num_classes, device)
         method, state = build_method_of(config, source, checkpoint, folder.last, sink.note)
         stream = TrainStream(

@@ -150,6 +150,7 @@ def predict_files(
     overlay: bool = False,
     scores: bool = False,
     max_pixels: int = MAX_PIXELS,
+    white: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write a mask for each image: a palette PNG of the image's own size and name.
@@ -166,6 +167,7 @@ def predict_files(
         overlay: also write NAME_overlay.png, the image under its coloured mask.
         scores: also write NAME_scores.png, 8-bit grey: the confidence of each pixel from 0 (0) to 1 (255).
         max_pixels: largest image that is decoded [pixels].
+        white: as ``data.white``; None: as :func:`allspark.data.image.read_image` does without.
         progress: called with the number of images done and of all.
 
     Returns:
@@ -183,7 +185,7 @@ def predict_files(
     _check_out(out, inputs, names)
     files = [{kind: out / f"{name}{ending}" for kind, ending in endings.items()} for name in names]
     failed: dict[Path, str] = {}
-    read = partial(_read, max_pixels=max_pixels)
+    read = partial(_read, max_pixels=max_pixels, white=white)
     with closing(prefetch(inputs, read, workers=1, ahead=_AHEAD)) as pictures, ThreadPoolExecutor(1) as writer:
         pending: deque[Future[None]] = deque()
         for count, (item, picture) in enumerate(zip(inputs, pictures, strict=True), 1):
@@ -222,10 +224,10 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _read(item: Input, max_pixels: int) -> Image.Image | UserError:
+def _read(item: Input, max_pixels: int, white: float | None) -> Image.Image | UserError:
     """The picture, or what is wrong with it: the ones after it are read all the same."""
     try:
-        return read_image(item.image, max_pixels)
+        return read_image(item.image, max_pixels, white)
     except UserError as error:
         return error
 

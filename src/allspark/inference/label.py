@@ -154,7 +154,7 @@ def label_images(
         with atomic_write(out / _TABLE, "w") as file:  # without the half line that a killed run may have left
             _writer(file).writeheader()
             _writer(file).writerows(_row(one) for one in done.values())
-        read = partial(_read, max_pixels=max_pixels)
+        read = partial(_read, max_pixels=max_pixels, white=source.white)
         images = prefetch([samples[place] for place in todo], read, workers=1, ahead=2)
         with closing(images) as pictures, (out / _TABLE).open("a", encoding="utf-8", newline="") as table:
             for count, (place, picture) in enumerate(zip(todo, pictures, strict=True), len(samples) - len(todo) + 1):
@@ -261,10 +261,10 @@ def _require_free(wanted: Sequence[tuple[str, Path]], done: Mapping[str, Labeled
             raise ConfigError(f"{out}: {file} is the mask of {other}, not of {image}; choose another --out")
 
 
-def _read(sample: Sample, max_pixels: int) -> Image.Image | DataError:
+def _read(sample: Sample, max_pixels: int, white: float | None) -> Image.Image | DataError:
     """The picture, or what is wrong with it: the ones after it are read all the same."""
     try:
-        return read_image(sample.image, max_pixels)
+        return read_image(sample.image, max_pixels, white)
     except DataError as error:
         return error
 

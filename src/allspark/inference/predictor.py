@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from allspark.config.schema import EvalConfig
@@ -108,7 +108,8 @@ class Predictor:
         """Predict one image.
 
         Args:
-            image: RGB, as ``allspark.data.image.read_image`` returns it, or (H, W, 3) uint8.
+            image: RGB, as ``allspark.data.image.read_image`` returns it, or (H, W, 3) uint8. A picture whose EXIF data
+                say that it lies on its side is set upright, and so is the mask.
             tta: the mean over several sizes and mirrored images (allspark.inference.tta), about 16 times the work.
 
         Raises:
@@ -175,7 +176,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 def _pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image) and image.mode != "RGB":
         raise DataError(f"an image of mode {image.mode}, expected RGB: open files with allspark.data.image.read_image")
-    pixels: NDArray[np.uint8] = np.asarray(image)
+    pixels: NDArray[np.uint8] = np.asarray(ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise DataError(
             f"an array of shape {pixels.shape} and type {pixels.dtype}, expected an image (H, W, 3) of uint8: "

@@ -349,10 +349,16 @@ def test_colours_of_all_or_of_none(root):
     assert open_(root).palette == ((0, 0, 0), (128, 0, 0))
 
 
-@pytest.mark.parametrize("lines", ["0,grass\n1,sky\n", "0 grass\n1 sky\n", "0: grass\n1: sky\n"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *("0,grass\n1,sky\n", "0 grass\n1 sky\n", "0: grass\n1: sky\n", "1 grass\n2 sky\n", "1,grass\n2,sky\n4,tree"),
+        "0 grass\nsky\n2 tree\n",
+    ],
+)
 def test_numbers_before_names_without_tabs_are_refused(root, lines):
     (root / "classes.txt").write_text(lines)
-    with pytest.raises(DataError, match=r"begin with a number; write the names alone"):
+    with pytest.raises(DataError, match=r"begin with a number.*; write the names alone"):
         open_(root)
     (root / "classes.txt").write_text("3D model\n2 wheels\n")  # names may begin with one
     assert open_(root).classes == ("3D model", "2 wheels")
@@ -397,3 +403,49 @@ def test_a_fault_of_the_layout_stops_all_but_who_asks_for_it(root):
         open_source(config, require_labels=False)
     source = open_source(config, require_labels=False, tolerate=True)
     assert len(source.faults) == 1 and source.labeled
+
+
+@pytest.mark.parametrize("header", ["id,name", "Name", "classes", "id\tname\tcolour", "label;r;g;b"])
+def test_a_header_is_no_class(root, header):
+    (root / "classes.txt").write_text(f"{header}\ngrass\nsky\n")
+    with pytest.raises(DataError, match="looks like a header, not like a class; remove that line"):
+        open_(root)
+
+
+def test_a_line_without_an_id_among_others_is_refused(root):
+    (root / "classes.txt").write_text("0\tgrass\nsky\n2\ttree\n")
+    with pytest.raises(DataError, match="'sky' has no id and no tab, but other lines have them"):
+        open_(root)
+
+
+def divided(root, parts):
+    for part, (labelled, others) in parts.items():
+        for folder in ("images", "masks"):
+            (root / folder / part).mkdir(parents=True)
+        for i in range(labelled + others):
+            Image.new("RGB", (8, 6)).save(root / "images" / part / f"{i}.png")
+            if i < labelled:
+                Image.fromarray(np.full((6, 8), i % 2, np.uint8)).save(root / "masks" / part / f"{i}.png")
+    (root / "classes.txt").write_text("a\nb\n")
+    return open_(root)
+
+
+def test_folders_of_training_and_validation_images_are_taken_as_they_are(tmp_path):
+    source = divided(tmp_path, {"train": (3, 2), "val": (4, 0), "test": (2, 0)})
+    assert ids(source.labeled) == ["train/0", "train/1", "train/2"] and ids(source.unlabeled) == ["train/3", "train/4"]
+    assert ids(source.val) == [f"val/{i}" for i in range(4)]
+    (note,) = source.notes
+    assert note.endswith("divide the images: 5 train, 4 val, 2 test; test images are not used")
+
+
+def test_a_list_goes_before_folders(tmp_path):
+    divided(tmp_path, {"train": (3, 2), "val": (4, 0)})
+    (tmp_path / "val.txt").write_text("train/0\n")
+    source = open_(tmp_path)
+    assert ids(source.val) == ["train/0"] and ids(source.labeled) == ["train/1", "train/2"]
+
+
+def test_without_a_folder_of_validation_images_some_are_held_out(tmp_path):
+    source = divided(tmp_path, {"train": (5, 2), "test": (3, 0)})
+    assert len(source.labeled) == 4 and len(source.val) == 1 and len(source.unlabeled) == 2
+    assert "7 train, 3 test" in source.notes[0] and "1 of 5 labelled images are held out" in source.notes[1]

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from allspark.data.image import IGNORE_COLOUR, read_image, read_mask
+from allspark.data.image import IGNORE_COLOUR, is_coloured, read_image, read_mask
 from allspark.data.sets.classes import is_rgb
 from allspark.data.source import RGB, Member, Role, Sample, Source, code_of
 from allspark.errors import DataError
@@ -155,7 +155,7 @@ def _inspect(job: Job, rules: Rules) -> Inspected:
 
 
 def _decode_mask(inspected: Inspected, path: Path, rules: Rules) -> None:
-    inspected.rgb = is_rgb(path)
+    inspected.rgb = is_rgb(path) and (rules.palette is not None or is_coloured(path, rules.max_pixels))
     # With no colours known, an empty palette tells whether the picture can be read, and how large it is.
     palette = (rules.palette or ()) if inspected.rgb else None
     code = code_of(path, rules.codes)

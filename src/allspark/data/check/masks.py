@@ -56,8 +56,8 @@ def _mend_values(present: set[int], wrong: set[int], source: Source, faults: Seq
         return "the ids seem to count from 1: subtract 1 from every mask (but not from ignored pixels)"
     if wrong == {classes}:
         return (
-            f"if {classes} means unlabelled, write {source.ignore} in its place; if it is a class, add its name as "
-            "another line of classes.txt"
+            f"if {classes} means unlabelled, write {source.ignore} in its place; if 0 is a background that classes.txt "
+            f"does not name, make it the first line there; if {classes} is one more class, add it as the last line"
         )
     levels = present if len(present) <= classes else present - {source.ignore}
     if len(levels) <= classes and levels - {0, source.ignore} <= wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from allspark.config.plugins import load_entry_points
@@ -60,7 +61,7 @@ def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bo
         raise DataError("data.root is not set: say where the images are with --data DIR")
     if not data_set.generated and not config.root.is_dir():
         raise DataError(f"{config.root}: no such folder (data.root, --data)")
-    source = data_set.open(config, require_labels=require_labels)
+    source = replace(data_set.open(config, require_labels=require_labels), white=config.white)
     if source.faults and not tolerate:
         more = f" ({len(source.faults) - 1} more: `allspark check {config.root}` lists them)"
         raise DataError(source.faults[0] + more * (len(source.faults) > 1))

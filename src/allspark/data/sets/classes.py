@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from allspark.batch import IGNORE
-from allspark.data.image import read_image, read_mask
+from allspark.data.image import is_coloured, read_image, read_mask
 from allspark.data.source import RGB, default_palette
 from allspark.errors import DataError
 
@@ -115,7 +115,7 @@ def _suggestion(masks: Iterable[Path]) -> str:
     """Say what classes.txt should hold, from a look at some masks."""
     some = [path for path, _ in zip(masks, range(20), strict=False)]
     example = "write one class name a line, line 1 for mask value 0"
-    coloured = [path for path in some if is_rgb(path)]
+    coloured = [path for path in some if is_coloured(path)]
     if coloured:
         colours = " | ".join(" ".join(map(str, colour)) for colour in colours_in(coloured)[:8])
         return (

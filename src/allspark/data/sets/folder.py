@@ -10,8 +10,9 @@ import numpy as np
 
 from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
+from allspark.data.image import is_coloured
 from allspark.data.sets.base import DataSet
-from allspark.data.sets.classes import colours_in, is_rgb, read_classes
+from allspark.data.sets.classes import colours_in, read_classes
 from allspark.data.sets.lists import Layout, configured_lists, divide_images, find_files, read_list
 from allspark.data.source import RGB, Sample, Source, default_palette
 from allspark.errors import DataError
@@ -78,7 +79,8 @@ def _parts(layout: Layout) -> dict[str, list[Sample]]:
         parts.setdefault(_PARTS.get(folder, ""), []).append(sample)
     if not {"val", "test"} & parts.keys():
         return {}
-    return {"train": parts.pop("train", []) + parts.pop("", []), **parts}
+    parts["train"] = parts.get("train", []) + parts.get("", [])
+    return {name: parts[name] for name in ("train", "val", "test") if name in parts}
 
 
 FOLDER = DataSet(open_folder, marks=("images",))
@@ -91,7 +93,7 @@ def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[
     except DataError as error:
         names = tuple(f"value {value}" for value in range(IGNORE))  # so that the masks can be looked at all the same
         return names, default_palette(IGNORE), False, (str(error),)
-    coloured = [] if own_colours else [mask for mask in masks[:_LOOKED_AT] if is_rgb(mask)]
+    coloured = [] if own_colours else [mask for mask in masks[:_LOOKED_AT] if is_coloured(mask)]
     if not coloured:
         return names, palette, own_colours, ()
     colours = " | ".join(" ".join(map(str, colour)) for colour in colours_in(coloured)[:8])
