@@ -1,5 +1,7 @@
 """The errors that a user can cause. The command line prints them as one line and exits with 2."""
 
+from allspark.text import printable
+
 
 class UserError(ValueError):
     """Something in the user's input is wrong: one line names the value, what was expected and the fix.
@@ -11,7 +13,7 @@ class UserError(ValueError):
     exit_code: int = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # one line, also where it quotes what was given
+        super().__init__(printable(" ".join(message.splitlines())))  # one line, also where it quotes what was given
 
 
 class ConfigError(UserError):

@@ -53,9 +53,10 @@ def lock_folder(folder: Path) -> IO[str]:
     """Claim a folder for this process until the returned file is closed, or the process ends in whatever way.
 
     Raises:
-        OSError: another process has it. (Windows never says so.)
+        OSError: another process has it (Windows never says so), or ``.lock`` is a link.
     """
-    file = (folder / ".lock").open("w")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what a link leads to is somebody else's
+    file = os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+")
     try:
         if sys.platform != "win32":
             # Not flock: forked processes that read images would hold it on after this process was killed.

@@ -6,6 +6,7 @@ and errors to standard error. torch is imported inside commands only, so that he
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -82,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     if sys.argv[1:2] == ["train"]:
         restart_without_caches()
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     try:
         status = _run(sys.argv[1:])
     except Exception:  # a defect: shown whole, and nothing after it, so that the job's last line says it

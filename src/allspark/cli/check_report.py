@@ -10,6 +10,7 @@ from rich.text import Text
 from allspark.data.check import Finding, Report
 from allspark.data.check.findings import ROLE_NAMES, count, percent
 from allspark.data.source import Source
+from allspark.text import printable
 
 _SHOWN = 5  # files of one finding
 _ROWS = 40  # classes shown; of more, the most and the least frequent ones
@@ -17,9 +18,9 @@ _ROWS = 40  # classes shown; of more, the most and the least frequent ones
 
 def print_report(report: Report, source: Source, console: Console) -> None:
     """Print counts, sizes, class frequencies, all findings with at most five files each, and whether it is safe."""
-    console.print(Text(str(source.root), "bold"), soft_wrap=True)
+    console.print(Text(printable(str(source.root)), "bold"), soft_wrap=True)
     for note in source.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
     console.print()
     console.print(_lists(report))
     if report.size_statistics():
@@ -104,12 +105,12 @@ def _shown(report: Report) -> tuple[list[int], int]:
 
 def _print_finding(finding: Finding, console: Console) -> None:
     colour = "red" if finding.level == "error" else "yellow"
-    console.print(f"[bold {colour}]{finding.level}[/] {escape(finding.summary)}", soft_wrap=True)
+    console.print(f"[bold {colour}]{finding.level}[/] {escape(printable(finding.summary))}", soft_wrap=True)
     for line in finding.details[:_SHOWN]:
-        console.print(Text(f"    {line}"), soft_wrap=True)
+        console.print(Text(f"    {printable(line)}"), soft_wrap=True)
     if len(finding.details) > _SHOWN:
         console.print(Text(f"    and {len(finding.details) - _SHOWN:,} more"))
     if finding.fix:
-        console.print(Text.assemble(("  fix ", "green"), finding.fix), soft_wrap=True)
+        console.print(Text.assemble(("  fix ", "green"), printable(finding.fix)), soft_wrap=True)
     for line in finding.paste:
         print(line, file=console.file)  # as it is: rich would turn its tabs into blanks

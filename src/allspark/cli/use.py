@@ -11,6 +11,7 @@ import typer
 from allspark.cli.common import PluginOption, SourceOption, print_json
 from allspark.cli.data import data_config
 from allspark.errors import ConfigError, DataError
+from allspark.text import printable
 
 if TYPE_CHECKING:
     from allspark.config.schema import Config, DataConfig
@@ -71,7 +72,7 @@ def evaluate(
     require_same_classes(opened.classes, source)
     samples, notes = to_score(source, where, split_name, another=data is not None)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(f"note: {printable(note)}", err=True)
     with counting("evaluating", "images") as progress:
         scores = score(
             predictor_of(opened, mode, precision, memory),
@@ -80,6 +81,7 @@ def evaluate(
             workers=where.workers,
             max_pixels=where.max_pixels,
             progress=progress,
+            on_bad=_skipped if where.on_bad_image == "skip" else None,
         )
     if as_json:
         head = {
@@ -92,6 +94,10 @@ def evaluate(
         print_json(head | scores.to_json(opened.classes))
     else:
         print_scores(scores, opened.classes, len(samples))
+
+
+def _skipped(error: DataError) -> None:
+    typer.echo(f"skipped: {error}", err=True)
 
 
 def predict(

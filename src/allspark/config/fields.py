@@ -42,6 +42,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 Strength = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]  # all of it would leave nothing, or NaN
 Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 OffAsText = BeforeValidator(_off)
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from allspark.config.fields import Count, Probability, Section, Shares
+from allspark.config.fields import Count, Dropout, Probability, Section, Shares
 from allspark.config.plugins import load_entry_points
 from allspark.errors import ConfigError
 
@@ -141,7 +141,7 @@ class UniMatch(Consistency):
     partner: Literal["draw", "reversed"] = Field(
         "draw", description="the other image: a second draw from all, or the batch in reverse order"
     )
-    feature_dropout: Probability = Field(0.5, description="share of the channels that the feature stream drops")
+    feature_dropout: Dropout = Field(0.5, description="share of the channels that the feature stream drops")
 
 
 class UniMatchV2(JointTeacher):

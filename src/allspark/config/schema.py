@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, field_validator
 
-from allspark.config.fields import Count, OffAsText, Positive, Probability, Range, Section, Size, Strength, free
+from allspark.config.fields import (
+    Count,
+    Dropout,
+    OffAsText,
+    Positive,
+    Probability,
+    Range,
+    Section,
+    Size,
+    Strength,
+    free,
+)
 from allspark.config.methods import AllSpark, MethodConfig, method_config
 
 
@@ -130,14 +141,14 @@ class ModelConfig(Section):
         description="width of the decoder [channels], of dpt that of its fusion; null: 256 for deeplabv3plus, 64 to "
         "384 for dpt as published for the encoder's width, 256 for segformer on encoders up to mit-b1's size, else 768",
     )
-    decoder_dropout: Probability = Field(0.1, description="channel dropout before the classifier")
+    decoder_dropout: Dropout = Field(0.1, description="channel dropout before the classifier")
     bottleneck: Literal["none", "allspark"] | None = Field(
         None,
         description="between encoder and decoder: none, or allspark (labelled features reborn from unlabelled ones), "
         "for methods with both in one pass; null: as the method has it",
     )
     bottleneck_heads: Positive = Field(2, description="heads of the channel attention")
-    bottleneck_dropout: Probability = Field(0.1, description="dropout of its attention and projections")
+    bottleneck_dropout: Dropout = Field(0.1, description="dropout of its attention and projections")
     bottleneck_memory: bool = Field(
         True, description="attend to the semantic memory; false: to the unlabelled images of the batch only"
     )

@@ -236,7 +236,10 @@ def _number(field: bytes) -> int:
     """Octal digits, or (large files) bytes after a mark."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0") or b"0"
+    if not digits.isdigit():
+        raise ValueError(f"not a number: {digits!r}")  # int() takes signs, and a file of less than no bytes never ends
+    return int(digits, 8)
 
 
 def _extended(records: bytes, path: Path) -> tuple[bytes | None, int | None]:
@@ -250,6 +253,8 @@ def _extended(records: bytes, path: Path) -> tuple[bytes | None, int | None]:
             if key == b"path":
                 name = value
             elif key == b"size":
+                if not value.isdigit():
+                    raise ValueError("a size that is no number")
                 size = int(value)
             if int(length) <= 0:
                 raise ValueError("a record without length")

@@ -87,4 +87,4 @@ class Bar(Sink):
 
 def _is_usual(name: str) -> bool:
     """Whether every method logs this."""
-    return name.startswith("loss") or name in {"step", "epoch", "lr", "images_per_s", "seconds"}
+    return name.startswith("loss") or name in {"step", "epoch", "lr", "images_per_s", "seconds", "grad_norm"}

@@ -6,12 +6,16 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import platform
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from allspark.files import atomic_write
+from allspark.text import printable
 
 
 class Sink:
@@ -55,9 +59,9 @@ class Sinks(Sink):
             sink.row(row)
 
     def note(self, line: str) -> None:
-        """Pass it on."""
+        """Pass it on; names of files and classes in it do nothing to a terminal."""
         for sink in self._sinks:
-            sink.note(line)
+            sink.note(printable(line))
 
     def end(self) -> None:
         """Pass it on, in reverse."""
@@ -140,32 +144,57 @@ class FileLog(Sink):
 class TensorBoard(Sink):
     """RUN/tensorboard, where TensorBoard is installed; else nothing.
 
+    Each row is on disk when ``row`` returns, written by no thread (as torch's writer has) that would print a traceback
+    when the folder is removed.
+
     Args:
         run: folder of the run.
     """
 
     def __init__(self, run: Path) -> None:
-        self._run = run
-        self._board: Any = None
+        self._folder = run / "tensorboard"
+        self._file: IO[bytes] | None = None
+        self._records: Any = None
 
     def begin(self, step: int, total: int) -> None:
         """Open the board; what it has of later steps is hidden."""
-        if importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
+        if not importlib.util.find_spec("tensorboard"):
+            return
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=step + 1)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
+        self._file = (self._folder / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Add all numbers."""
-        for name, value in flattened(row).items() if self._board is not None else ():
-            if name not in {"step", "epoch"} and isinstance(value, (int, float)):
-                self._board.add_scalar(re.sub(r"[^\w./-]", "_", name), value, row["step"])
+        if self._file is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=re.sub(r"[^\w./-]", "_", name), simple_value=value)
+            for name, value in flattened(row).items()
+            if name not in {"step", "epoch"} and isinstance(value, (int, float))
+        ]
+        self._write(step=row["step"], summary=Summary(value=values))
+
+    def _write(self, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        assert self._file is not None
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._file.flush()
 
     def end(self) -> None:
         """Close the board."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _csv_line(values: Sequence[Any]) -> str:

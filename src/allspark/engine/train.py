@@ -165,7 +165,8 @@ class _Training:
 
     def run(self, batches: Iterator[TrainBatch], accumulate: int) -> None:
         """From where the run stands to its end, or to a request to stop."""
-        with StopRequest() as stop:
+        said = "stopping: this step is finished and saved first, a second Ctrl-C stops at once (go on with --resume)"
+        with StopRequest(said if self.accelerator.is_main_process else "") as stop:
             status = self._loop(batches, accumulate, stop)
         if status == CONTINUE:
             return

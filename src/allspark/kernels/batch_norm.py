@@ -24,8 +24,9 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         count = x.numel() // x.shape[1] * world_size()  # all processes have batches of one size
         if not self.training or count == 1:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        mean = all_reduce(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
+        wide = x if x.dtype == torch.float64 else x.float()  # sums of bfloat16 would lose most of their digits
+        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None
@@ -36,7 +37,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:

@@ -17,11 +17,12 @@ from allspark.runtime.agreement import leave_group
 
 def start_processes(train: TrainConfig, accumulate: int) -> Accelerator:
     """Accelerate's view of the machine, in which all processes have found each other; a second run may choose anew."""
+    _require_environment()
     wanted, precision = train.device, train.precision
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device is cuda, but torch sees no GPU; use auto or cpu")
     on_cpu = wanted == "cpu" or not torch.cuda.is_available()
-    place = int(os.environ.get("LOCAL_RANK", "0"))
+    place = int(os.environ.get("LOCAL_RANK") or "0")
     if not on_cpu and place >= torch.cuda.device_count():
         raise ConfigError(
             f"{place + 1} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; start one a GPU, "
@@ -44,6 +45,20 @@ def start_processes(train: TrainConfig, accumulate: int) -> Accelerator:
     if not on_cpu:
         torch.cuda.reset_peak_memory_stats(accelerator.device)  # of a run before in the same program
     return accelerator
+
+
+def _require_environment() -> None:
+    """Refuse what launchers set if it is no number, or not whole."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        value = os.environ.get(name) or "0"
+        if not value.isdecimal():
+            raise ConfigError(f"the environment variable {name} is {value!r}, expected a number; unset it")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if int(os.environ.get("WORLD_SIZE") or "1") > 1 and missing:
+        raise ConfigError(
+            f"the environment variable WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set; start with --processes, torchrun or accelerate launch"
+        )
 
 
 def require_compiler(device: torch.device) -> None:

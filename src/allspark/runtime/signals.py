@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -30,10 +31,14 @@ class StopRequest:
     """While it is entered, signals that end a run only set ``exit_code``; a second SIGINT interrupts at once.
 
     SIGUSR1 is what SLURM is usually told to send some time before a job's end (``--signal=USR1@120``).
+
+    Args:
+        said: written to standard error as soon as the first signal comes: what is waited for may take a while.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: str = "") -> None:
         self.exit_code: int | None = None
+        self._said = said
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -51,4 +56,6 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._said and self.exit_code is None:
+            os.write(2, f"\n{self._said}\n".encode())  # not print(): the signal may have come in the middle of one
         self.exit_code = _EXIT_CODES[number]

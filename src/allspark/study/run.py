@@ -94,7 +94,7 @@ def run_study(
     """
     waiting, failed, running = list(runs), list[str](), list[_Running]()
     busy = set[Path]()  # other processes write there
-    with StopRequest() as stop, _all_ended(running):
+    with StopRequest("stopping: the runs under way finish their step and save themselves") as stop, _all_ended(running):
         while (waiting or running) and stop.exit_code is None:
             for planned in _hopeless(waiting, running):
                 waiting.remove(planned)

@@ -54,8 +54,7 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
             raise DataError(
                 f"{where}: expected class id {len(names)}, got {fields[0]!r}; ids go up from 0 without gaps"
             )
-        if fields[1] in names:
-            raise DataError(f"{where}: the class {fields[1]!r} stands here twice; every class needs a name of its own")
+        _require_new(fields[1], names, where)
         names.append(fields[1])
         colours.append(_colour(fields[2], where) if len(fields) > 2 and fields[2] else None)
     if len(names) < 2:
@@ -66,6 +65,13 @@ def read_classes(path: Path, masks: Iterable[Path] = ()) -> tuple[tuple[str, ...
     if len(own) == len(names):
         return tuple(names), tuple(own), True
     return tuple(names), default_palette(len(names)), False
+
+
+def _require_new(name: str, names: list[str], where: str) -> None:
+    if not name.isprintable():
+        raise DataError(f"{where}: the name {name!r} holds a character that cannot be shown; remove it")
+    if name in names:
+        raise DataError(f"{where}: the class {name!r} stands here twice; every class needs a name of its own")
 
 
 def _require_names(path: Path, lines: Iterable[str]) -> None:
