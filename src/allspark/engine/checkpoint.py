@@ -8,12 +8,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import Self
 
 from allspark.errors import CheckpointError, NotFiniteError
 from allspark.files import atomic_path
@@ -33,6 +35,49 @@ class Checkpoint:
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names begin with ``prefix``, without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def said(self, name: str, path: Path) -> Any:
+        """Return a part of the description.
+
+        Raises:
+            CheckpointError: ``path``, the checkpoint, does not have it.
+        """
+        if name not in self.meta:
+            raise CheckpointError(f"{path}: says nothing of its {name}; use another checkpoint")
+        return self.meta[name]
+
+
+class _State(BaseModel):
+    """Of a :class:`allspark.engine.recorder.RunState`, which is read whole by who goes on with it."""
+
+    model_config = ConfigDict(extra="allow")
+    step: Annotated[int, Field(ge=0)]
+
+
+def _shown(name: str) -> str:
+    if not name or not name.isprintable():
+        raise ValueError(f"{name!r} is no name")
+    return name
+
+
+class _Meta(BaseModel):
+    """What a checkpoint may say of itself. Whoever needs a part of it asks for it with :meth:`Checkpoint.said`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    format: int
+    config: dict[str, Any] = {}
+    classes: Annotated[list[Annotated[str, AfterValidator(_shown)]], Field(min_length=1, max_length=255)] = []
+    palette: list[Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]] = []
+    images: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]] = {}
+    processes: Annotated[int, Field(ge=1)] = 1
+    state: _State | None = None
+    scaler: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _a_colour_each(self) -> Self:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes and {len(self.palette)} colours")
+        return self
 
 
 def checkpoint_path(run: Path, which: Literal["best", "last"]) -> Path:
@@ -98,12 +143,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if header.get("crc32") != str(_checksum(tensors, text)):
         raise CheckpointError(f"{path}: altered or damaged (its checksum differs); use another checkpoint of the run")
     try:
-        meta = json.loads(text)
-        found = meta["format"]
-    except (ValueError, TypeError, LookupError) as error:
-        raise CheckpointError(f"{path}: its description cannot be read ({error})") from error
-    if found not in _READABLE:
-        raise CheckpointError(f"{path}: format {found}, this version reads formats up to {FORMAT}")
+        meta = _Meta.model_validate_json(text).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise CheckpointError(f"{path}: its description cannot be read ({where}: {first['msg']})") from error
+    if meta["format"] not in _READABLE:
+        raise CheckpointError(f"{path}: format {meta['format']}, this version reads formats up to {FORMAT}")
     if broken := _not_finite(tensors):
         raise CheckpointError(
             f"{path}: {broken!r} is not finite, training went wrong; use another checkpoint of the run"

@@ -42,8 +42,10 @@ def import_published(file: Path, num_classes: int, out: Path, names: Path | None
     state = read_foreign(file)
     try:
         segmenter = Segmenter.from_reference(state)
-    except (CheckpointError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {' '.join(str(error).split())[:200]}") from error
+    except (CheckpointError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        # of all kinds, since sizes are read off whatever tensors are there
+        reason = str(error) if isinstance(error, CheckpointError) else f"no AllSpark checkpoint ({error})"
+        raise CheckpointError(f"{file}: {' '.join(reason.split())[:200]}") from error
     if segmenter.num_classes != num_classes:
         raise CheckpointError(f"{file}: has {segmenter.num_classes} classes, not {num_classes}; correct --classes")
     source = _source(num_classes, names)

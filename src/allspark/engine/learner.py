@@ -35,6 +35,7 @@ _OPTIMIZER = "optim."
 _EARLIER = ("momentum.", "momentum_buffer.")  # version 0.1's name of SGD's only state
 
 
+_STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 _GRADIENT, _LOSS = 1, 2
 _NAMES = {_GRADIENT: "gradient", _LOSS: "loss"}
 _MOST_SKIPPED = 25
@@ -257,10 +258,18 @@ class Learner:
             if name not in order:
                 raise CheckpointError(f"{path}: {key!r} belongs to no weight of the network; it cannot be resumed")
             like = parameters[name]
+            if value.dim() and value.shape != like.shape:
+                raise CheckpointError(f"{path}: {key!r} has another size than its weight; it cannot be resumed")
             state.setdefault(order[name], {})[kind] = distribute_like(value, like) if value.dim() else value
+        kinds = _STATE[self._optim.name]
+        if state and any(one.keys() != kinds for one in state.values()):
+            raise CheckpointError(
+                f"{path}: what {self._optim.name} remembers ({', '.join(sorted(kinds))}) is not there for every weight; "
+                "it cannot be resumed"
+            )
         self.optimizer.load_state_dict(content)
         if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])
+            self._accelerator.scaler.load_state_dict(checkpoint.said("scaler", path))
 
 
 def _parts(method: Method) -> Iterator[nn.Module]:

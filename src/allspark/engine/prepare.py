@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter, ValidationError
 
 from allspark.batch import Views
 from allspark.config.schema import Config, DataConfig
@@ -20,7 +21,7 @@ from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.recorder import RunState
 from allspark.engine.resolve import Note
 from allspark.engine.run import begin_with, load_method
-from allspark.errors import DataError
+from allspark.errors import CheckpointError, DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.licences import weights_of
@@ -86,7 +87,10 @@ def build_method_of(
         if config.train.precision == "fp64":
             method.double()
         load_method(method, checkpoint, path)
-        return method, RunState(**checkpoint.meta["state"])
+        try:
+            return method, TypeAdapter(RunState).validate_python(checkpoint.said("state", path))
+        except ValidationError as error:
+            raise CheckpointError(f"{path}: where the run stood cannot be read ({error.errors()[0]['msg']})") from error
     weights = weights_of(config.model)
     if config.train.begin_with is not None:
         said, weights = begin_with(method, config.train.begin_with)

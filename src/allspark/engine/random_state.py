@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from allspark.errors import CheckpointError
 from allspark.runtime.collectives import all_gather_object, rank
 
 
@@ -20,22 +22,29 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     return {_name(kind, number): state for number, states in every for kind, state in states.items()}
 
 
-def restore_random_state(tensors: Mapping[str, Tensor], device: torch.device, fresh: int) -> None:
+def restore_random_state(tensors: Mapping[str, Tensor], device: torch.device, fresh: int, path: Path) -> None:
     """Take this process's state from a checkpoint's tensors.
 
     Args:
         tensors: of the checkpoint.
         device: where this process computes.
         fresh: seed of processes that the checkpoint knows nothing of: the run had fewer.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: there is no such state.
     """
     number = rank()
     if number and _name("cpu", number) not in tensors:
         torch.manual_seed(process_seed(fresh, number))
-    else:
+        return
+    try:
         torch.set_rng_state(tensors[_name("cpu", number)])
-    state = tensors.get(_name("cuda", number))
-    if device.type == "cuda" and state is not None:
-        torch.cuda.set_rng_state(state, device)
+        state = tensors.get(_name("cuda", number))
+        if device.type == "cuda" and state is not None:
+            torch.cuda.set_rng_state(state, device)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: its random state is missing or damaged; it cannot be resumed") from error
 
 
 def process_seed(seed: int, number: int) -> int:

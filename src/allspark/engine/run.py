@@ -129,7 +129,7 @@ def load_network(segmenter: Segmenter, checkpoint: Checkpoint, path: Path) -> No
 
 
 def _require_classes(segmenter: Segmenter, checkpoint: Checkpoint, path: Path) -> None:
-    found = len(checkpoint.meta["classes"])
+    found = len(checkpoint.said("classes", path))
     if found != segmenter.num_classes:
         raise CheckpointError(f"{path}: trained for {found} classes, but the data set has {segmenter.num_classes}")
 
@@ -161,7 +161,7 @@ def open_run(run: Path, which: Literal["best", "last"] = "best", network: str | 
 def open_checkpoint(path: Path, network: str | None = None) -> Run:
     """Open a network of a checkpoint file; as :func:`open_run`."""
     checkpoint = load_checkpoint(path)
-    config, classes = saved_config(checkpoint, path), tuple(checkpoint.meta["classes"])
+    config, classes = saved_config(checkpoint, path), tuple(checkpoint.said("classes", path))
     segmenter: Network
     if network is None:
         segmenter = build_segmenter(network_config(config), len(classes), config.data.crop, load_weights=False)
@@ -198,7 +198,7 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> Config:
         CheckpointError: this version does not know it.
     """
     try:
-        config = read_config(checkpoint.meta["config"], "its configuration")
+        config = read_config(checkpoint.said("config", path), "its configuration")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Runs write both out now. Before that there was one normalisation, and plain transformers gave their last layers.

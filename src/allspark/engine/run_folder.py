@@ -196,7 +196,7 @@ def _fingerprint(samples: Sequence[Sample]) -> int:
 def require_same_images(checkpoint: Checkpoint, source: Source, path: Path) -> None:
     """Refuse to go on with other images: the stream of batches would not be the one that the run began with."""
     for name, found in fingerprints(source).items():
-        then = checkpoint.meta["images"][name]
+        then = checkpoint.said("images", path).get(name, [0, 0])
         if found != then:
             raise ConfigError(
                 f"{path}: cannot be resumed, data.{name} held {then[0]} images and holds {found[0]} now"

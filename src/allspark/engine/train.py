@@ -120,7 +120,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             require_same_images(checkpoint, source, folder.last)
             learner.load_optimizer(checkpoint, folder.last)
             validator.load(checkpoint.tensors)
-            restore_random_state(checkpoint.tensors, device, config.seed + state.step)
+            restore_random_state(checkpoint.tensors, device, config.seed + state.step, folder.last)
         elif not accelerator.is_main_process:  # dropout must not be the same in all processes
             torch.manual_seed(process_seed(config.seed, accelerator.process_index))
     result = TrainResult(folder.path, state.step, state.best, state.last)
