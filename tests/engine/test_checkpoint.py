@@ -13,7 +13,7 @@ from allspark.engine.checkpoint import checkpoint_path, load_checkpoint, save_ch
 from allspark.engine.run import open_run
 from allspark.errors import CheckpointError
 
-META = {"format": 1, "classes": ["a", "b"], "note": "ü"}
+META = {"format": 1, "classes": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "note": "ü"}
 
 
 @pytest.fixture

@@ -264,7 +264,7 @@ class Learner:
         kinds = _STATE[self._optim.name]
         if state and any(one.keys() != kinds for one in state.values()):
             raise CheckpointError(
-                f"{path}: what {self._optim.name} remembers ({', '.join(sorted(kinds))}) is not there for every weight; "
+                f"{path}: what {self._optim.name} remembers ({', '.join(sorted(kinds))}) is not there for all weights; "
                 "it cannot be resumed"
             )
         self.optimizer.load_state_dict(content)
