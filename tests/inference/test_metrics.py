@@ -101,9 +101,25 @@ def test_counts_of_a_large_data_set_do_not_round():
 
 
 def test_to_json_names_classes_and_has_no_nan():
-    scores = Scores(np.array([0.5, np.nan]), 0.5, 0.75)
+    scores = Scores(np.array([0.5, np.nan]), 0.5, 0.75, np.array([[3, 0], [1, 0]]))
     plain = scores.to_json(("sky", "größe"))
     assert plain == {"miou": 0.5, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, "größe": None}}
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     with pytest.raises(ValueError, match="1 class names for the scores of 2 classes"):
         scores.to_json(("sky",))
+    assert scores.details(("sky", "größe")) == {
+        "precision": {"sky": 0.75, "größe": None},
+        "recall": {"sky": 1.0, "größe": 0.0},
+        "dice": {"sky": 6 / 7, "größe": 0.0},
+    }
+
+
+def test_dice_is_the_harmonic_mean_of_precision_and_recall():
+    matrix = np.random.default_rng(0).integers(1, 50, (4, 4))
+    confusion = ConfusionMatrix(4)
+    confusion.matrix[:] = torch.from_numpy(matrix)
+    scores = confusion.scores()
+    harmonic = 2 * scores.precision * scores.recall / (scores.precision + scores.recall)
+    np.testing.assert_allclose(scores.dice, harmonic)
+    np.testing.assert_allclose(scores.iou, scores.dice / (2 - scores.dice))
+    assert np.array_equal(scores.matrix, matrix)

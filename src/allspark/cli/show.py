@@ -41,12 +41,17 @@ def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def print_scores(scores: Scores, classes: Sequence[str], images: int) -> None:
-    """Print IoU of each class, mean IoU and pixel accuracy in percent."""
+    """Print the scores of each class, mean IoU and pixel accuracy in percent."""
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
     table.add_column("class")
-    table.add_column("IoU %", justify="right")
-    for name, iou in zip(classes, scores.iou, strict=True):
-        table.add_row(escape(name), "absent" if iou != iou else f"{100 * iou:.2f}")
+    columns = {"IoU %": scores.iou, "precision": scores.precision, "recall": scores.recall, "Dice": scores.dice}
+    if scores.boundary_iou is not None:
+        columns["boundary IoU"] = scores.boundary_iou
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, *values in zip(classes, *columns.values(), strict=True):
+        shown = ["-" if value != value else f"{100 * value:.2f}" for value in values]
+        table.add_row(escape(name), *(["absent"] if shown[0] == "-" else shown[:1]), *shown[1:])
     console = stdout()
     console.print(table)
     console.print(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from allspark.config.schema import Config, DataConfig
     from allspark.data.source import Sample, Source
     from allspark.engine.run import Run
+    from allspark.inference.metrics import Scores
     from allspark.inference.predictor import Predictor
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder that `allspark train --out` wrote")]
@@ -58,9 +60,13 @@ def evaluate(
     mode: ModeOption = None,
     precision: PrecisionOption = None,
     memory: MemoryOption = None,
+    boundary: Annotated[bool, typer.Option("--boundary", help="also the IoU of what lies near edges")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="write scores.json, confusion.csv and confusion.png there")
+    ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Score a run: IoU of each class, mean IoU and pixel accuracy."""
+    """Score a run: IoU, precision, recall and Dice of each class, mean IoU and pixel accuracy."""
     from allspark.cli.show import counting, print_scores
     from allspark.data.sets import open_source
     from allspark.engine.run import open_run
@@ -82,18 +88,37 @@ def evaluate(
             max_pixels=where.max_pixels,
             progress=progress,
             on_bad=_skipped if where.on_bad_image == "skip" else None,
+            boundary=boundary,
         )
+    head = {
+        "run": str(run),
+        "checkpoint": opened.checkpoint,
+        "step": opened.step,
+        "network": network,
+        "split": split_name,
+        "images": len(samples),
+    }
+    content = head | scores.to_json(opened.classes) | scores.details(opened.classes)
+    if out is not None:
+        _write_scores(content, scores, opened.classes, out)
     if as_json:
-        head = {
-            "run": str(run),
-            "checkpoint": opened.checkpoint,
-            "network": network,
-            "split": split_name,
-            "images": len(samples),
-        }
-        print_json(head | scores.to_json(opened.classes))
-    else:
-        print_scores(scores, opened.classes, len(samples))
+        print_json(content)
+        return
+    at = "" if opened.step is None else f" of step {opened.step}"
+    chosen = opened.checkpoint == "best" and split_name == "val" and data is None
+    remark = ", on which it was chosen as best: another score may be lower (--checkpoint last)" if chosen else ""
+    typer.echo(f"checkpoint {opened.checkpoint}{at} on {len(samples)} images of {split_name}{remark}\n")
+    print_scores(scores, opened.classes, len(samples))
+
+
+def _write_scores(content: Mapping[str, object], scores: Scores, classes: Sequence[str], out: Path) -> None:
+    from allspark.figures.confusion import write_confusion
+    from allspark.files import atomic_write
+
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "scores.json", "w") as file:
+        json.dump(content, file, indent=2)
+    write_confusion(scores.matrix, classes, out)
 
 
 def _skipped(error: DataError) -> None:

@@ -44,6 +44,12 @@ class Run:
     meta: dict[str, Any]
 
     @property
+    def step(self) -> int | None:
+        """Weight updates after which the checkpoint was written; None: it was imported."""
+        state = self.meta.get("state")
+        return None if state is None else int(state["step"])
+
+    @property
     def memory(self) -> SemanticMemory | None:
         """The network's semantic memory, if it has one."""
         return next((part for part in self.segmenter.modules() if isinstance(part, SemanticMemory)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from allspark.data.decode import eval_items
 from allspark.data.image import normalize
 from allspark.data.source import Sample, Source
 from allspark.errors import CheckpointError, DataError
+from allspark.inference.boundary import BoundaryIoU
 from allspark.inference.metrics import ConfusionMatrix, Scores
 from allspark.inference.predictor import Predictor
 from allspark.runtime.agreement import fail_together
@@ -31,6 +33,7 @@ def evaluate(
     max_pixels: int,
     progress: Callable[[int, int], None] | None = None,
     on_bad: Callable[[DataError], None] | None = None,
+    boundary: bool = False,
 ) -> Scores:
     """Predict whole images at their own size and compare with their masks.
 
@@ -45,6 +48,7 @@ def evaluate(
         max_pixels: largest image that is decoded [pixels].
         progress: called with the number of images done and of all.
         on_bad: called with what is wrong with an image, which does not count then; None: the error is raised.
+        boundary: also take the IoU of boundaries.
 
     Raises:
         DataError: there are no samples, an image or mask is missing or wrong, or no pixel has a class.
@@ -52,6 +56,7 @@ def evaluate(
     """
     _check(predictor, samples, source)
     confusion = ConfusionMatrix(source.num_classes, predictor.device)
+    edges = BoundaryIoU(source.num_classes, predictor.device) if boundary else None
     mine = samples[rank() :: world_size()]  # each image once, and no padding
     done = 0
     # closed at once when a prediction fails, so that no reader is left behind
@@ -62,7 +67,10 @@ def evaluate(
         for group in _groups(predictor, items):
             images = torch.from_numpy(np.stack([normalize(image, predictor.normalisation) for image, _ in group]))
             masks = torch.from_numpy(np.stack([mask for _, mask in group]))
-            confusion.update(predictor.labels(images), masks)
+            labels = predictor.labels(images)
+            confusion.update(labels, masks)
+            if edges is not None:
+                edges.update(labels, masks)
             done += len(group)
             if progress is not None:
                 progress(done, len(mine))
@@ -70,6 +78,9 @@ def evaluate(
     if not sum(all_gather_object(done)):
         raise DataError(f"{source.root}: none of the {len(samples)} images to evaluate can be used")
     scores = confusion.scores()
+    if edges is not None:
+        edges.add_up()
+        scores = replace(scores, boundary_iou=edges.iou())
     if np.isnan(scores.miou):
         raise DataError(
             f"all pixels of the {len(samples)} masks have the ignore value {source.ignore}: there is nothing to "

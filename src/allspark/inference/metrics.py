@@ -28,11 +28,30 @@ class Scores:
         iou: (k,) float64, intersection over union of each class, summed over all pixels of all images.
         miou: mean of ``iou`` over the classes that occur; nan where no pixel was counted.
         pixel_accuracy: share of the counted pixels whose class is right; nan where no pixel was counted.
+        matrix: (k, k) int64, pixels; the row is the true class, the column the predicted one.
+        boundary_iou: (k,) float64, see :class:`allspark.inference.boundary.BoundaryIoU`; None: it was not asked for.
     """
 
     iou: NDArray[np.float64]
     miou: float
     pixel_accuracy: float
+    matrix: NDArray[np.int64]
+    boundary_iou: NDArray[np.float64] | None = None
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """(k,), share of the pixels predicted as a class that are of it; nan where none is predicted so."""
+        return _share(self.matrix.diagonal(), self.matrix.sum(0))
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """(k,), share of a class's pixels that are found; nan where there are none."""
+        return _share(self.matrix.diagonal(), self.matrix.sum(1))
+
+    @property
+    def dice(self) -> NDArray[np.float64]:
+        """(k,), also called F1: the harmonic mean of precision and recall; nan where the class does not occur."""
+        return _share(2 * self.matrix.diagonal(), self.matrix.sum(0) + self.matrix.sum(1))
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return plain values for a JSON file: fractions from 0 to 1, None for nan.
@@ -50,6 +69,21 @@ class Scores:
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "iou": {name: _plain(value) for name, value in zip(classes, self.iou, strict=True)},
         }
+
+    def details(self, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+        """Return what else there is to say of each class, as plain values for a JSON file."""
+        found = {"precision": self.precision, "recall": self.recall, "dice": self.dice}
+        if self.boundary_iou is not None:
+            found["boundary_iou"] = self.boundary_iou
+        return {
+            key: {name: _plain(value) for name, value in zip(classes, values, strict=True)}
+            for key, values in found.items()
+        }
+
+
+def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return shares
 
 
 def _plain(value: float) -> float | None:
@@ -120,12 +154,11 @@ class ConfusionMatrix:
             )
         matrix = self.matrix.cpu().numpy()
         hits = matrix.diagonal()
-        union = matrix.sum(0) + matrix.sum(1) - hits
-        iou = np.full(self.num_classes, np.nan)
-        np.divide(hits, union, out=iou, where=union > 0)
+        iou = _share(hits, matrix.sum(0) + matrix.sum(1) - hits)
         total = int(matrix.sum())
         return Scores(
             iou=iou,
             miou=float(np.nanmean(iou)) if total else float("nan"),
             pixel_accuracy=float(hits.sum() / total) if total else float("nan"),
+            matrix=matrix,
         )
