@@ -197,7 +197,8 @@ def test_predict_writes_masks_overlays_and_scores(run, tiny_folder, tmp_path, ca
     out = tmp_path / "masks"
     succeed("predict", run, tiny_folder / "images", odd, "--out", out, "--overlay", "--scores")
     names = {path.stem for path in (tiny_folder / "images").iterdir()} | {"odd"}
-    assert {path.name for path in out.iterdir()} == {f"{n}{e}.png" for n in names for e in ("", "_overlay", "_scores")}
+    for folder in (out, tmp_path / "masks-overlays", tmp_path / "masks-scores"):
+        assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in names}
     with Image.open(out / "odd.png") as mask:
         assert (mask.mode, mask.size) == ("P", (91, 37))
     assert capsys.readouterr().out.startswith(f"{len(names)} masks in ")

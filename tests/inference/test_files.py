@@ -105,9 +105,9 @@ def test_no_input_at_all_is_an_error():
 # ---- names of the results
 
 
-def stems(*paths, endings=(".png", "_overlay.png")):
+def stems(*paths):
     inputs = [Input(Path(path), Path(path.split(":")[-1])) for path in paths]
-    return [name.as_posix() for name in output_names(inputs, endings)]
+    return [name.as_posix() for name in output_names(inputs)]
 
 
 def test_names_keep_sub_folders_and_lose_the_suffix():
@@ -121,15 +121,10 @@ def test_clashing_names_keep_their_suffix_whatever_the_order():
     assert stems("gr\u00fcn.jpg", "gru\u0308n.png") == ["gr\u00fcn.jpg", "gru\u0308n.png"]
 
 
-def test_the_name_of_an_overlay_is_taken_too():
-    assert stems("a.jpg", "a_overlay.jpg") == ["a.jpg", "a_overlay.jpg"]
-    assert stems("a.jpg", "a_overlay.jpg", endings=(".png",)) == ["a", "a_overlay"]
-
-
 def test_equal_names_from_several_folders_take_the_folder_then_the_position():
     def names(*images):
         inputs = [Input(Path("/data") / image, Path(Path(image).name)) for image in images]
-        return [name.as_posix() for name in output_names(inputs, [".png"])]
+        return [name.as_posix() for name in output_names(inputs)]
 
     assert names("x/a.jpg", "y/a.jpg") == ["x_a.jpg", "y_a.jpg"]
     assert names("p/x/a.jpg", "q/x/a.jpg") == ["x_a.jpg_1", "x_a.jpg_2"]
@@ -197,21 +192,27 @@ def test_a_turned_photograph_gets_an_upright_mask(tmp_path, whole):
     Image.fromarray(halves()).convert("RGB").save(tmp_path / "photo.jpg", exif=exif, quality=95)
     (mask,) = predict_files(whole, [tmp_path / "photo.jpg"], tmp_path / "out", PALETTE, overlay=True)
     np.testing.assert_array_equal(read(mask), halves().T > 127)
-    assert read(tmp_path / "out" / "photo_overlay.png").shape == (16, 10, 3)
+    assert read(tmp_path / "out-overlays" / "photo.png").shape == (16, 10, 3)
 
 
 def test_overlay_and_scores(tmp_path, whole):
     picture(tmp_path / "in" / "a.jpg")
     image = tmp_path / "in" / "a.jpg"
     predict_files(whole, [image], tmp_path / "out", PALETTE, overlay=True, scores=True)
-    assert files(tmp_path / "out") == ["a.png", "a_overlay.png", "a_scores.png"]
+    for folder in ("out", "out-overlays", "out-scores"):
+        assert files(tmp_path / folder) == ["a.png"]
     confidence = whole.predict(read(image)).confidence
-    scores = read(tmp_path / "out" / "a_scores.png")
+    scores = read(tmp_path / "out-scores" / "a.png")
     assert scores.dtype == np.uint8
     np.testing.assert_allclose(scores / 255, confidence, atol=0.51 / 255)
-    overlay, source = read(tmp_path / "out" / "a_overlay.png"), read(image)
+    overlay, source = read(tmp_path / "out-overlays" / "a.png"), read(image)
     assert overlay.shape == source.shape
     assert not np.array_equal(overlay, source)
+    names = ["first", "second"]
+    predict_files(whole, [image], tmp_path / "out", PALETTE[:2], classes=names, overlay=True)
+    legend = read(tmp_path / "out-overlays" / "a.png")
+    assert legend.shape[1:] == source.shape[1:] and legend.shape[0] > source.shape[0]
+    assert np.array_equal(legend[: len(source)], overlay)  # the picture itself stays as it is
 
 
 def test_clashing_images_each_get_a_mask(tmp_path, whole):
@@ -267,7 +268,7 @@ def test_bad_images_do_not_stop_the_others(tmp_path, whole):
     assert "\n" not in message
     assert message.startswith("2 of 7 images could not be predicted, the masks of the other 5 are in")
     assert set(re.findall(r"\w\.png", message)) == {"b.png", "f.png"}
-    assert files(tmp_path / "out") == sorted([f"{x}.png" for x in "acdeg"] + [f"{x}_overlay.png" for x in "acdeg"])
+    assert files(tmp_path / "out") == files(tmp_path / "out-overlays") == [f"{x}.png" for x in "acdeg"]
 
 
 def test_only_bad_images(tmp_path, whole):

@@ -95,12 +95,16 @@ def _classes(report: Report, *, colours: bool) -> Table:
 
 def _shown(report: Report) -> tuple[list[int], int]:
     """The classes to show, in the order of their ids, and how many are not."""
-    everything = range(len(report.classes))
+    everything = [index for index in range(len(report.classes)) if report.named or _occurs(report, index)]
     if len(everything) <= _ROWS:
         return list(everything), 0
     totals = [sum(int(pixels[index]) for pixels in report.class_pixels.values()) for index in everything]
     ranked = sorted(everything, key=lambda index: (-totals[index], index))
     return sorted([*ranked[: _ROWS // 2], *ranked[-(_ROWS // 2) :]]), len(everything) - _ROWS
+
+
+def _occurs(report: Report, index: int) -> bool:
+    return any(int(pixels[index]) for pixels in report.class_pixels.values())
 
 
 def _print_finding(finding: Finding, console: Console) -> None:

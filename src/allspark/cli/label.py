@@ -131,7 +131,7 @@ def _samples(images: Sequence[str] | None, source: Source, out: Path) -> Sequenc
         return source.unlabeled
     if len(images) == 1 and Path(images[0]).suffix == ".txt":
         return read_images(Path(images[0]), source)
-    inputs = expand_inputs([Path(image).absolute() for image in images], out)
+    inputs = expand_inputs([Path(image).absolute() for image in images], [out])
     return [Sample(str(item.relative.with_suffix("")), item.image) for item in inputs]
 
 

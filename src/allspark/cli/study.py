@@ -47,7 +47,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
     """
     from allspark.cli.show import stderr, stdout
     from allspark.study.figure import draw
-    from allspark.study.plan import load_study, plan
+    from allspark.study.plan import load_study, plan, require_lists
     from allspark.study.run import go_on_command, missing, run_study
     from allspark.study.table import rows_of, write_tables
 
@@ -59,6 +59,8 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
         for run in runs:
             state = "to do" if run in todo else "done"
             console.print(f"{state:6}{run}: {run.out}", markup=False, soft_wrap=True)
+    require_lists(todo)
+    if dry_run:
         return
     gpus = _gpus()
     jobs = jobs or max(1, len(gpus))

@@ -129,8 +129,12 @@ def predict(
     run: RunArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="images, folders, quoted globs")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the masks")],
-    overlay: Annotated[bool, typer.Option("--overlay", help="also write images under their coloured masks")] = False,
-    scores: Annotated[bool, typer.Option("--scores", help="also write the confidence of each pixel")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="also write images under their coloured masks, to DIR-overlays")
+    ] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="also write the confidence of each pixel, to DIR-scores")
+    ] = False,
     checkpoint: CheckpointOption = "best",
     mode: ModeOption = None,
     precision: PrecisionOption = None,
@@ -140,15 +144,20 @@ def predict(
     """Write a mask for each image: a palette PNG of the image's own size and name."""
     from allspark.cli.show import counting
     from allspark.engine.run import open_run
-    from allspark.inference.files import predict_files
+    from allspark.inference.files import predict_files, unread_inputs
 
     opened = open_run(run, checkpoint)
+    if unread := unread_inputs(images):
+        kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
+        more = f" and {len(unread) - 1} more" * (len(unread) > 1)
+        typer.echo(f"note: {kinds} cannot be read: {printable(str(unread[0]))}{more}; save them as PNG", err=True)
     with counting("predicting", "images") as progress:
         masks = predict_files(
             predictor_of(opened, mode, precision, memory),
             images,
             out,
             opened.palette,
+            classes=opened.classes,
             overlay=overlay,
             scores=scores,
             max_pixels=opened.config.data.max_pixels,

@@ -22,6 +22,11 @@ from allspark.errors import DataError
 from allspark.files import atomic_write
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
+UNREAD_SUFFIXES = {
+    *(".gif", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".svg", ".ppm", ".pgm", ".dcm", ".nii", ".raw"),
+    *(".dng", ".npy", ".npz", ".exr", ".hdr", ".psd", ".pdf"),
+}
+"""Pictures and arrays that people have and that are not read."""
 MAX_PIXELS = 178_956_970
 IGNORE_COLOUR: RGB = (224, 224, 192)
 """How ignored pixels are shown, as in PASCAL VOC."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from allspark.data.sets.lists import lines_of, require_text
+from allspark.data.sets.lists import composed, lines_of, require_text
 from allspark.data.shards import Shards
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
@@ -107,13 +107,13 @@ def _known(source: Source) -> dict[str, Sample]:
     pools: Sequence[Sequence[Sample]] = (source.labeled, source.unlabeled, source.val)
     samples = [sample for pool in pools if not isinstance(pool, Shards) for sample in pool]
     root = f"{source.root}{os.sep}"
-    by_path = {str(sample.image).removeprefix(root).replace(os.sep, "/"): sample for sample in samples}
+    by_path = {composed(str(sample.image).removeprefix(root).replace(os.sep, "/")): sample for sample in samples}
     return by_path | {sample.id: sample for sample in samples}
 
 
 def _sample(image: str, known: Mapping[str, Sample], source: Source, where: str) -> Sample:
     """The image that a line names."""
-    sample = known.get(image) or Sample(image, source.root / image)
+    sample = known.get(composed(image)) or Sample(image, source.root / image)
     if isinstance(sample.image, Path) and not os.path.isfile(sample.image):
         require_text(image, where)
         raise DataError(f"{where}: no image {sample.image}")

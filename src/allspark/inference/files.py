@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from allspark.data.decode import prefetch
-from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, read_image, write_mask
+from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, UNREAD_SUFFIXES, read_image, write_mask
 from allspark.data.image import overlay as blend
 from allspark.data.source import RGB
 from allspark.errors import DataError, UserError
+from allspark.figures.legend import with_legend
 from allspark.files import atomic_write
 from allspark.inference.predictor import Prediction, Predictor
 
@@ -38,14 +39,14 @@ class Input:
     relative: Path
 
 
-def expand_inputs(paths: Sequence[str | Path], out: Path | None = None) -> list[Input]:
+def expand_inputs(paths: Sequence[str | Path], outs: Sequence[Path] = ()) -> list[Input]:
     """Find the images that are meant.
 
     Args:
         paths: image files, folders (searched with all sub-folders), globs (``**`` is any depth). Folders and globs give
             the files that end like an image; a file that is named itself may end as it likes. Hidden files and folders
             are passed over.
-        out: passed over inside folders and globs, so that the masks of an earlier run are not taken for images.
+        outs: passed over inside folders and globs, so that the masks of an earlier run are not taken for images.
 
     Returns:
         Each image once, in the given order, the files of a folder or glob sorted by path.
@@ -57,12 +58,12 @@ def expand_inputs(paths: Sequence[str | Path], out: Path | None = None) -> list[
         raise DataError("no image to predict: give image files, folders or globs")
     found: dict[Path, Input] = {}
     for path in paths:
-        for item in _expand(Path(path).expanduser(), out):
+        for item in _expand(Path(path).expanduser(), outs):
             found.setdefault(item.image.resolve(), item)
     return list(found.values())
 
 
-def _expand(path: Path, out: Path | None) -> list[Input]:
+def _expand(path: Path, outs: Sequence[Path]) -> list[Input]:
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     if path.is_file():
         return [Input(path, Path(path.name))]
@@ -74,18 +75,29 @@ def _expand(path: Path, out: Path | None) -> list[Input]:
         candidates = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
     else:
         raise DataError(f"{path}: no such file or folder: give an image, a folder of images or a quoted glob")
-    inside = out.resolve() if out is not None and base.resolve() in out.resolve().parents else None
+    inside = {out.resolve() for out in outs if base.resolve() in out.resolve().parents}
     images = [
         Input(file, _below(base, file))
         for file in sorted(candidates)
         if file.suffix.lower() in IMAGE_SUFFIXES
         and not file.name.startswith(".")
-        and (inside is None or inside not in file.resolve().parents)
+        and not (inside and inside & set(file.resolve().parents))
     ]
     if not images:
         kind = "the folder holds no image" if path.is_dir() else "no image matches the glob"
         raise DataError(f"{path}: {kind}: looked for files that end in {suffixes}")
     return images
+
+
+def unread_inputs(paths: Sequence[str | Path]) -> list[Path]:
+    """Pictures in the given folders, and matches of the given globs, of kinds that cannot be read; sorted."""
+    found: list[Path] = []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            found += _walk(path)
+        elif not path.is_file() and glob.has_magic(str(path)):
+            found += (Path(name) for name in glob.glob(str(path), recursive=True))
+    return sorted({path for path in found if path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".")})
 
 
 def _below(base: Path, file: Path) -> Path:
@@ -102,24 +114,20 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files)
 
 
-def output_names(inputs: Sequence[Input], endings: Sequence[str]) -> list[Path]:
+def output_names(inputs: Sequence[Input]) -> list[Path]:
     """Give each image a name, without ending, under which its results do not overwrite another's.
 
     The name is the image's path below its folder without suffix. Where results of two images would share a name
     (``a.jpg`` and ``a.png``, or ``a.jpg`` from two folders), each of them keeps its suffix (``a.jpg.png``), then takes
     the name of its folder too, then its position in the list. Upper and lower case count as the same, for file systems
     where they are.
-
-    Args:
-        inputs: the images.
-        endings: what is appended to a name for each result, for example ``.png`` and ``_overlay.png``.
     """
     levels = [0] * len(inputs)
     while True:
         names = [_name(item, index, level) for index, (item, level) in enumerate(zip(inputs, levels, strict=True))]
-        keys = [[_key(f"{name}{ending}") for ending in endings] for name in names]
-        uses = Counter(key for group in keys for key in group)
-        clashing = [index for index, group in enumerate(keys) if any(uses[key] > 1 for key in group)]
+        keys = [_key(str(name)) for name in names]
+        uses = Counter(keys)
+        clashing = [index for index, key in enumerate(keys) if uses[key] > 1]
         if not clashing:
             return names
         for index in clashing:
@@ -147,6 +155,7 @@ def predict_files(
     out: Path,
     palette: Sequence[RGB],
     *,
+    classes: Sequence[str] = (),
     overlay: bool = False,
     scores: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -164,8 +173,9 @@ def predict_files(
         paths: images, folders, globs; see ``expand_inputs``.
         out: folder of the masks, made if it does not exist. It must be another than the images'.
         palette: one colour a class.
-        overlay: also write NAME_overlay.png, the image under its coloured mask.
-        scores: also write NAME_scores.png, 8-bit grey: the confidence of each pixel from 0 (0) to 1 (255).
+        classes: their names, for the legend of overlays; empty: no legend.
+        overlay: also write OUT-overlays/NAME.png, the image under its coloured mask, with a legend below.
+        scores: also write OUT-scores/NAME.png, 8-bit grey: the confidence of each pixel from 0 (0) to 1 (255).
         max_pixels: largest image that is decoded [pixels].
         white: as ``data.white``; None: as :func:`allspark.data.image.read_image` does without.
         progress: called with the number of images done and of all.
@@ -177,13 +187,15 @@ def predict_files(
         DataError: no image, ``out`` holds the images, or some could not be predicted (the others are written).
         OSError: a result cannot be written.
     """
-    inputs = expand_inputs(paths, out)
-    endings = {"mask": ".png"}
-    endings |= {"overlay": "_overlay.png"} if overlay else {}
-    endings |= {"scores": "_scores.png"} if scores else {}
-    names = output_names(inputs, list(endings.values()))
-    _check_out(out, inputs, names)
-    files = [{kind: out / f"{name}{ending}" for kind, ending in endings.items()} for name in names]
+    folders = {"mask": out}  # masks alone, so that the folder can be a data set's masks/
+    folders |= {"overlay": out.with_name(f"{out.resolve().name}-overlays")} if overlay else {}
+    folders |= {"scores": out.with_name(f"{out.resolve().name}-scores")} if scores else {}
+    inputs = expand_inputs(paths, list(folders.values()))
+    names = output_names(inputs)
+    for folder in folders.values():
+        _check_out(folder, inputs, names)
+    files = [{kind: folder / f"{name}.png" for kind, folder in folders.items()} for name in names]
+    legend = list(zip(classes, palette, strict=True)) if classes else []
     failed: dict[Path, str] = {}
     read = partial(_read, max_pixels=max_pixels, white=white)
     with closing(prefetch(inputs, read, workers=1, ahead=_AHEAD)) as pictures, ThreadPoolExecutor(1) as writer:
@@ -196,7 +208,7 @@ def predict_files(
             except UserError as error:
                 failed[item.image] = str(error)
             else:
-                pending.append(writer.submit(_write, files[count - 1], picture, prediction, palette))
+                pending.append(writer.submit(_write, files[count - 1], picture, prediction, palette, legend))
             while len(pending) > (_AHEAD if count < len(inputs) else 0):
                 pending.popleft().result()
             if progress is not None:
@@ -232,11 +244,20 @@ def _read(item: Input, max_pixels: int, white: float | None) -> Image.Image | Us
         return error
 
 
-def _write(files: dict[str, Path], picture: Image.Image, prediction: Prediction, palette: Sequence[RGB]) -> None:
-    files["mask"].parent.mkdir(parents=True, exist_ok=True)
+def _write(
+    files: dict[str, Path],
+    picture: Image.Image,
+    prediction: Prediction,
+    palette: Sequence[RGB],
+    legend: Sequence[tuple[str, RGB]],
+) -> None:
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {}
     if "overlay" in files:
-        pictures["overlay"] = blend(picture, prediction.mask, palette)
+        blended = blend(picture, prediction.mask, palette)
+        there = [legend[index] for index in np.unique(prediction.mask)] if legend else []
+        pictures["overlay"] = with_legend(blended, there) if there else blended
     if "scores" in files:
         pictures["scores"] = Image.fromarray(np.rint(prediction.confidence * 255).astype(np.uint8))
     for kind, result in pictures.items():

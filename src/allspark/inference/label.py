@@ -248,7 +248,7 @@ def _names(samples: Sequence[Sample], root: Path) -> tuple[list[str], list[Path]
     images = [Path(str(sample.image)) for sample in samples]
     ids = [Path(f"{sample.id}.png") for sample in samples]
     inside = [Path(*(part for part in path.parts if part not in {path.anchor, ".."})) for path in ids]
-    files = output_names([Input(*pair) for pair in zip(images, inside, strict=True)], [".png"])
+    files = output_names([Input(*pair) for pair in zip(images, inside, strict=True)])
     return [name_in_list(image, root) for image in images], [Path(_MASKS, f"{file}.png") for file in files]
 
 

@@ -17,7 +17,9 @@ from allspark.config.plugins import load_entry_points
 from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
-from allspark.errors import ConfigError
+from allspark.data.sets import DATA_SETS
+from allspark.data.sets.lists import configured_lists
+from allspark.errors import ConfigError, DataError
 from allspark.recipes import RECIPES
 from allspark.study.stages import AFTER, Stage, list_of, stages
 
@@ -159,6 +161,28 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
         if other is not run:
             raise ConfigError(f"{file}: {run} and {other} would share the folder {run.out}; give them other names")
     return runs
+
+
+def require_lists(runs: Sequence[Planned]) -> None:
+    """Look for the data and the lists of all runs before the first one begins.
+
+    Raises:
+        DataError: the first one that is not there, and how many runs would have failed.
+    """
+    failed: dict[str, list[Planned]] = {}
+    for run in runs:
+        data = run.config.data
+        if data.root is None or (data.source in DATA_SETS and DATA_SETS[data.source].generated):
+            continue
+        try:
+            if not data.root.is_dir():
+                raise DataError(f"{data.root}: no such folder (data.root, --data)")
+            configured_lists(data, data.root)
+        except DataError as error:
+            failed.setdefault(str(error), []).append(run)
+    for message, some in failed.items():
+        count = sum(map(len, failed.values()))
+        raise DataError(f"{some[0]}: {message}" + f" ({count} of {len(runs)} runs could not begin)" * (count > 1))
 
 
 def _changes(row: Mapping[str, Any], out: Path, after: Planned | None, stage: Stage | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from allspark.data.check.findings import (
 )
 from allspark.data.check.masks import class_findings, colour_findings, value_findings
 from allspark.data.check.workers import read_all
+from allspark.data.sets.classes import unnamed_classes
 from allspark.data.source import RGB, Role, Source
 
 __all__ = ["Finding", "Report", "check"]
@@ -38,6 +39,7 @@ class Report:
     Attributes:
         findings: errors first.
         classes: class names.
+        named: whether these are the names of the data set; else it has none (yet), and they are its masks' values.
         palette: one colour a class.
         counts: images of each role (labeled, val, unlabeled).
         masks: masks of each role whose pixels were read.
@@ -56,6 +58,7 @@ class Report:
     class_images: Mapping[str, NDArray[np.int64]]
     sizes: NDArray[np.int64]
     crop: tuple[int, int] | None = None
+    named: bool = True
 
     @property
     def safe(self) -> bool:
@@ -155,6 +158,7 @@ def check(
         class_images={role: _images(counts, source.num_classes) for role, counts in masks.items() if counts},
         sizes=np.array([item.size for item in inspected if item.size], np.int64).reshape(-1, 2),
         crop=crop,
+        named=source.classes != unnamed_classes(),
     )
 
 

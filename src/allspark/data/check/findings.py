@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from allspark.data.check.files import Fault, Inspected
-from allspark.data.image import IMAGE_SUFFIXES
+from allspark.data.image import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from allspark.data.sets.lists import find_files
 from allspark.data.shards import Shards
 from allspark.data.source import Role, Sample, Source
 from allspark.errors import DataError
 
-# Pictures and arrays that people have and that are not read.
-_UNREAD = {
-    *(".gif", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".svg", ".ppm", ".pgm", ".dcm", ".nii", ".raw"),
-    *(".dng", ".npy", ".npz", ".exr", ".hdr", ".psd", ".pdf"),
-}
 Level = Literal["error", "warning"]
 
 ROLE_NAMES: dict[Role, str] = {"labeled": "labelled", "val": "validation", "unlabeled": "unlabelled"}
@@ -76,7 +71,7 @@ def unread_findings(source: Source) -> Iterator[Finding]:
         path
         for folder in folders
         for path in folder.rglob("*")
-        if path.suffix.lower() in _UNREAD and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if unread:
         kinds = ", ".join(sorted({path.suffix for path in unread}))

@@ -91,6 +91,11 @@ def _require_names(path: Path, lines: Iterable[str]) -> None:
         raise DataError(f"{path}: {plain[0].strip()!r} and other lines begin with a number{few}; {form}")
 
 
+def unnamed_classes() -> tuple[str, ...]:
+    """What stands for the names where there are none, so that the masks can be looked at all the same."""
+    return tuple(f"value {value}" for value in range(IGNORE))
+
+
 def colours_in(masks: Iterable[Path]) -> list[RGB]:
     """Colours of RGB masks, most frequent first (at most 256)."""
     counts: Counter[RGB] = Counter()

@@ -57,6 +57,7 @@ def open_coco(config: DataConfig, *, require_labels: bool = True) -> Source:
     if not parts["train2017"]:
         raise DataError(f"{root / 'train2017'}: no image there; give the folder that holds train2017 and val2017")
     masks = {Path(key).name: path for key, path in find_files(root / "masks").items()}
+    faults = [] if masks else [f"{root / 'masks'}: no mask there; draw them with `allspark prepare coco {root}`"]
     layout = Layout(
         root,
         dict(sorted((parts["train2017"] | parts["val2017"]).items())),
@@ -64,6 +65,7 @@ def open_coco(config: DataConfig, *, require_labels: bool = True) -> Source:
         root / "train2017",
         root / "masks",
         advice=f"draw them with `allspark prepare coco {root}`, or put ready-made ones there",
+        faults=faults,
     )
     return divide_images(
         Source(root, CLASSES, default_palette(len(CLASSES))),

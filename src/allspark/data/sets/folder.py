@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from allspark.batch import IGNORE
 from allspark.config.schema import DataConfig
 from allspark.data.image import is_coloured
 from allspark.data.sets.base import DataSet
-from allspark.data.sets.classes import colours_in, read_classes
+from allspark.data.sets.classes import colours_in, read_classes, unnamed_classes
 from allspark.data.sets.lists import Layout, configured_lists, divide_images, find_files, read_list
 from allspark.data.source import RGB, Sample, Source, default_palette
 from allspark.errors import DataError
@@ -24,6 +24,8 @@ _PARTS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of folders in images/ that say what their images are for."""
+_MASK_FOLDERS = ("labels", "annotations", "gt", "ground_truth", "SegmentationClass")
+_MASK_ENDINGS = ("_mask", "_label", "_labels", "_gt", "_seg", "-mask")
 _HELD_OUT = 5  # without val.txt, one labelled image of so many is held out
 
 
@@ -54,6 +56,7 @@ def open_folder(config: DataConfig, *, require_labels: bool = True) -> Source:
     images, masks = find_files(root / "images", doubled), find_files(root / "masks", doubled)
     if not images:
         raise DataError(f"{root / 'images'}: holds no image (png, jpg, tif, webp or bmp)")
+    doubled += _misplaced(root, images, masks)
     layout = Layout(root, images, masks, root / "images", root / "masks", faults=doubled)
     names, palette, own_colours, faults = _classes(root / "classes.txt", list(masks.values()))
     _, _, val_list = configured_lists(config, root)
@@ -83,6 +86,24 @@ def _parts(layout: Layout) -> dict[str, list[Sample]]:
     return {name: parts[name] for name in ("train", "val", "test") if name in parts}
 
 
+def _misplaced(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[str]:
+    """Why none of the masks is found, where that can be seen."""
+    if any(name in masks for name in images):
+        return []
+    other = next((name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
+    if other and not masks:
+        return [f"{root / 'masks'}: no mask there, but {root / other} is there; rename it: mv {other} masks"]
+    for where, names in (("masks", masks), ("images", images)):
+        for ending in _MASK_ENDINGS:
+            if any(name.endswith(ending) and name.removesuffix(ending) in images for name in names):
+                return [
+                    f"{root / where}: masks are named NAME{ending}; they belong into masks/ under the names of their "
+                    f'images: mkdir -p masks; for f in {where}/*{ending}.png; do n=${{f##*/}}; mv "$f" '
+                    f"masks/${{n%{ending}.png}}.png; done (in {root})"
+                ]
+    return []
+
+
 FOLDER = DataSet(open_folder, marks=("images",))
 
 
@@ -91,8 +112,7 @@ def _classes(path: Path, masks: Sequence[Path]) -> tuple[tuple[str, ...], tuple[
     try:
         names, palette, own_colours = read_classes(path, masks)
     except DataError as error:
-        names = tuple(f"value {value}" for value in range(IGNORE))  # so that the masks can be looked at all the same
-        return names, default_palette(IGNORE), False, (str(error),)
+        return unnamed_classes(), default_palette(IGNORE), False, (str(error),)
     coloured = [] if own_colours else [mask for mask in masks[:_LOOKED_AT] if is_coloured(mask)]
     if not coloured:
         return names, palette, own_colours, ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -48,7 +49,7 @@ class Layout:
 
 
 def find_files(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
-    """Map ids (path below the folder, without suffix) to image files; links to folders are not followed.
+    """Map ids (path below the folder, without suffix, composed) to image files; links to folders are not followed.
 
     Args:
         folder: where to look; it need not exist.
@@ -66,7 +67,7 @@ def find_files(folder: Path, faults: list[str] | None = None) -> dict[str, Path]
             if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
                 continue
             path = Path(current, name)
-            key = PurePosixPath(os.path.relpath(current, folder).replace(os.sep, "/"), stem).as_posix()
+            key = composed(PurePosixPath(os.path.relpath(current, folder).replace(os.sep, "/"), stem).as_posix())
             if key in found:
                 line = f"{path} and {found[key].name} have the same id {key!r}; remove or rename one of them"
                 if faults is None:
@@ -75,6 +76,11 @@ def find_files(folder: Path, faults: list[str] | None = None) -> dict[str, Path]
                 continue
             found[key] = path
     return dict(sorted(found.items()))
+
+
+def composed(name: str) -> str:
+    """A name with each accent in its letter: macOS writes umlauts in two characters, others in one."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def read_list(path: Path, layout: Layout, *, may_be_empty: bool = False) -> tuple[Sample, ...]:
@@ -89,7 +95,7 @@ def read_list(path: Path, layout: Layout, *, may_be_empty: bool = False) -> tupl
     """
     samples: dict[str, Sample] = {}
     lines = 0
-    by_path = {_relative(file, layout.root): name for name, file in layout.images.items()}
+    by_path = {composed(_relative(file, layout.root)): name for name, file in layout.images.items()}
     for where, line in lines_of(path, layout.images.keys() | by_path.keys()):
         sample = _parse_line(line, layout, by_path, where)
         if sample is not None:
@@ -118,8 +124,8 @@ def lines_of(path: Path, names: Container[str]) -> Iterator[tuple[str, str]]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such list of images") from error
     for number, whole in enumerate(re.split("\r\n|\n|\r", text), 1):  # not splitlines(): names may hold U+2028
-        line = whole if whole in names else whole.strip()
-        comment = line.startswith("#") and not any(begin in names for begin in _beginnings(line))
+        line = whole if composed(whole) in names else whole.strip()
+        comment = line.startswith("#") and not any(composed(begin) in names for begin in _beginnings(line))
         if line and not comment:
             yield f"{path}, line {number}", line
 
@@ -140,7 +146,7 @@ def require_text(line: str, where: str) -> None:
 
 def _parse_line(line: str, layout: Layout, by_path: dict[str, str], where: str) -> Sample | None:
     def find(text: str) -> str | None:
-        return text if text in layout.images else by_path.get(text.removeprefix("./"))
+        return composed(text) if composed(text) in layout.images else by_path.get(composed(text.removeprefix("./")))
 
     if (name := find(line)) is not None:
         return layout.sample(name)
