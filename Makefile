@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "error: $(PYTHON) is too old: Python 3.10 or newer is needed (make PYTHON=/path/to/python3)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: python3 cannot create environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,log,coco,sbd]"
+	@echo "installing into $(VENV), which takes some minutes and about 2 GB"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,log,coco,sbd]"
 	@touch $@
 
 demo: setup  ## train with and without unlabelled images on generated scenes, in some minutes on a CPU

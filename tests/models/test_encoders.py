@@ -110,14 +110,14 @@ def test_resolving_a_preset_writes_the_normalisation_alone():
     ],
 )
 def test_what_cannot_be_had_is_one_clear_line(kwargs, error, words, monkeypatch):
-    monkeypatch.setattr("allspark.models.pretrained._hub_answers", lambda: False)
+    monkeypatch.setattr("allspark.models.pretrained.hub_answers", lambda: False)
     with pytest.raises(error) as caught:
         build_encoder(ModelConfig(**kwargs))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_gone_is_one_clear_line_already_when_the_run_is_resolved(monkeypatch):
-    monkeypatch.setattr("allspark.models.pretrained._hub_answers", lambda: False)
+    monkeypatch.setattr("allspark.models.pretrained.hub_answers", lambda: False)
     with pytest.raises(CheckpointError, match=r"/gone/weights takes of an image .*; set model\.mean and model\.std"):
         resolve_encoder(ModelConfig(encoder="swin", pretrained="/gone/weights"))
 

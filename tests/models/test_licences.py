@@ -21,7 +21,7 @@ from allspark.models.licences import weights_of
     ],
 )
 def test_of_known_weights_without_asking_the_hub(encoder, pretrained, words, monkeypatch):
-    monkeypatch.setattr("allspark.models.pretrained._hub_answers", lambda: False)
+    monkeypatch.setattr("allspark.models.pretrained.hub_answers", lambda: False)
     assert re.match(words, str(weights_of(ModelConfig(encoder=encoder, pretrained=pretrained))))
 
 

@@ -64,7 +64,7 @@ def test_a_file_that_says_nothing_is_one_line(tmp_path, preprocessor):
 
 
 def test_a_hub_that_cannot_be_asked_is_one_line(monkeypatch):
-    monkeypatch.setattr("allspark.models.pretrained._hub_answers", lambda: False)
+    monkeypatch.setattr("allspark.models.pretrained.hub_answers", lambda: False)
     with pytest.raises(CheckpointError, match=r"hub cannot be asked what some/backbone takes .*set model\.mean"):
         resolve_encoder(ModelConfig(encoder="some/backbone"))
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from allspark.cli import data, label, recipes, study, train, use
+from allspark.cli import data, doctor, label, recipes, study, train, use
 from allspark.errors import UserError
 from allspark.runtime.host_memory import keep_freed_memory, restart_without_caches
 from allspark.runtime.version import VERSION
@@ -29,7 +29,6 @@ app = typer.Typer(
     name="allspark",
     help="Semantic segmentation from a few labelled images and many unlabelled ones (AllSpark, CVPR 2024).",
     epilog="Begin with `allspark demo`, or `allspark check DATA` on your own folder.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,6 +70,7 @@ app.command("predict")(use.predict)
 app.command("label")(label.label)
 app.command("plot")(use.plot)
 app.command("study")(study.study)
+app.command("doctor")(doctor.doctor)
 app.command("import-checkpoint")(use.import_checkpoint)
 app.add_typer(recipes.app, name="config")
 app.add_typer(data.prepare_app, name="prepare")

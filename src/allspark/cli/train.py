@@ -28,6 +28,11 @@ def train(
     overrides: OverridesOption = None,
     labeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the labelled images")] = None,
     unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help="shorthand for --set method.name=NAME")] = None,
+    encoder: Annotated[str | None, typer.Option(metavar="NAME", help="shorthand for --set model.encoder=NAME")] = None,
+    epochs: Annotated[float | None, typer.Option(help="shorthand for --set train.epochs=N")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="shorthand for --set train.device=NAME")] = None,
+    workers: Annotated[int | None, typer.Option(help="shorthand for --set data.workers=N")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on exactly where the run in --out stopped")] = False,
     processes: Annotated[
         int, typer.Option(min=1, help="start so many processes on this machine, one a GPU or on the CPU")
@@ -43,7 +48,10 @@ def train(
     from allspark.runtime.launch import follow_parent, launch, launched
 
     paths = {"root": data, "labeled": labeled, "unlabeled": unlabeled}
-    config, out = chosen(recipe, config_file, out, resume=resume, changes=overrides or [], paths=paths)
+    short = {"method.name": method, "model.encoder": encoder, "train.epochs": epochs, "train.device": device}
+    short |= {"data.workers": workers}
+    changes = [f"{key}={value}" for key, value in short.items() if value is not None] + (overrides or [])
+    config, out = chosen(recipe, config_file, out, resume=resume, changes=changes, paths=paths)
     if processes > 1 and not launched():
         launch(sys.argv[1:], processes)
         return

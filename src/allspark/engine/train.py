@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from allspark.batch import Progress, TrainBatch
 from allspark.config.plugins import plugin_options
@@ -20,6 +21,7 @@ from allspark.config.resolve import images_per_update
 from allspark.config.schema import Config, TrainConfig
 from allspark.data.depth import with_white
 from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
+from allspark.engine.bar import Bar
 from allspark.engine.checkpoint import load_checkpoint
 from allspark.engine.fit import require_fit
 from allspark.engine.learner import Learner, OutOfMemoryError
@@ -60,21 +62,23 @@ class TrainResult:
     last: float | None
 
 
-def train(config: Config, out: Path, *, resume: bool = False, sinks: Sequence[Sink] = ()) -> TrainResult:
+def train(config: Config, out: Path, *, resume: bool = False, sinks: Sequence[Sink] | None = None) -> TrainResult:
     """Train a method and keep config, log and checkpoints in ``out``.
 
     Args:
         config: complete configuration; ``data.root`` must be set.
         out: folder of the run, made if need be.
         resume: go on from ``out``'s last checkpoint, exactly where it stopped.
-        sinks: where to report beside the log, for example :class:`allspark.engine.bar.Bar`.
+        sinks: where to report beside the log; None: a :class:`allspark.engine.bar.Bar` on standard error, or in the
+            notebook.
 
     Raises:
         UserError: the input is wrong (one line), or a loss is not finite.
         Interrupted: the run was asked to stop, and has written a checkpoint.
     """
     accelerator = start_processes(config.train, config.optim.accumulate)
-    sink = Sinks([FileLog(out), TensorBoard(out), *sinks]) if accelerator.is_main_process else Sink()
+    others = [Bar(Console(stderr=True, soft_wrap=True))] if sinks is None else sinks
+    sink = Sinks([FileLog(out), TensorBoard(out), *others]) if accelerator.is_main_process else Sink()
     with quiet_when_peers_are_gone():
         return _train(config, RunFolder(out), resume, accelerator, sink)
 

@@ -20,6 +20,7 @@ from allspark.inference.metrics import Scores
 from allspark.inference.predictor import Predictor
 from allspark.methods.base import Method
 
+_ENOUGH = 100  # weight updates before which a warning means nothing
 _WATCHED = "health.watched"
 
 
@@ -132,7 +133,10 @@ class Validator:
         for name, values in method.health().items():
             found[name] = health.class_table(values.tolist(), classes)
         scores = None if state.last is None or state.best is None else (state.last, state.best)
-        line, state.warned = health.warning(state.class_pixels, classes, progress, scores, state.warned, method.advice)
+        line = None
+        if self._watch and state.step >= _ENOUGH:
+            seen_by = (state.class_pixels, classes, progress, scores, state.warned, method.advice)
+            line, state.warned = health.warning(*seen_by)
         state.class_pixels = {}
         return {"health": found} | ({} if line is None else {"warning": line})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from allspark.figures.comparison import COLOURS, save_figure
 
 _COLUMNS = 3
 _MANY = 12  # classes; more of them are drawn without a legend
+_LINE = 200  # letters of a warning that fit beside one another
 _SMALL: dict[str, Any] = {"fontsize": 8}
 Rows = Sequence[Mapping[str, Any]]
 
@@ -63,7 +65,8 @@ def draw_run(run: Path, path: Path) -> Path:
             axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, color="grey", **_SMALL)
     warnings = [f"step {row['step']}: {row['warning']}" for row in looks if "warning" in row]
     if warnings:
-        figure.supxlabel("\n".join(_shortened(line) for line in warnings[-3:]), fontsize=8, color="#B00020")
+        lines = [part for line in warnings[-3:] for part in textwrap.wrap(line, _LINE)]
+        figure.supxlabel("\n".join(lines), fontsize=8, color="#B00020")
     save_figure(figure, path)
     return path
 
@@ -110,14 +113,17 @@ def _own_tables(looks: Rows) -> list[str]:
 
 
 def _table(key: str) -> Callable[[Axes, Rows], None]:
-    """A panel with a line for each class."""
+    """A panel with a line for each class; of equal ones, such as those of a full memory, one for all."""
 
     def panel(axes: Axes, looks: Rows) -> None:
-        names = list(dict.fromkeys(name for row in looks for name in row["health"].get(key, {})))
-        for number, name in enumerate(names):
+        names = dict.fromkeys(name for row in looks for name in row["health"].get(key, {}))
+        same: dict[tuple[tuple[int, float], ...], list[str]] = {}
+        for name in names:
+            same.setdefault(tuple(_series(looks, "health", key, name)), []).append(name)
+        for number, (points, those) in enumerate(same.items()):
             style = ("-", "--", ":")[number // len(COLOURS) % 3]
-            points = _series(looks, "health", key, name)
-            _line(axes, points, name, COLOURS[number % len(COLOURS)], style=style)
+            label = those[0] if len(those) == 1 else f"{len(those)} of {len(names)} classes"
+            _line(axes, points, label, COLOURS[number % len(COLOURS)], style=style)
         axes.set_title(key.replace("_", " "), **_SMALL)
 
     return panel
@@ -139,7 +145,3 @@ def _line(axes: Axes, points: Sequence[tuple[int, float]], label: str, colour: s
     if points:
         marker = "o" if len(points) < 30 else None
         axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.4, marker=marker, ms=3)
-
-
-def _shortened(line: str) -> str:
-    return line if len(line) <= 190 else f"{line[:187]}..."

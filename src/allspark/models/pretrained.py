@@ -58,7 +58,7 @@ def cached_or_hub(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
         with _quiet():
             return load(name, local_files_only=True, **kwargs)
     except OSError as error:
-        if not _hub_answers():
+        if not hub_answers():
             raise CheckpointError(_no_weights(name)) from error
     try:
         with _quiet():
@@ -67,7 +67,7 @@ def cached_or_hub(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
         raise CheckpointError(_no_weights(name)) from error
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """One quick try, because the hub's client goes on trying for a minute and a half."""
     if getproxies():
         return True  # a proxy decides

@@ -60,9 +60,7 @@ def open_source(config: DataConfig, *, require_labels: bool = True, tolerate: bo
     if config.root is None:
         raise DataError("data.root is not set: say where the images are with --data DIR")
     if config.root.is_file():
-        raise DataError(
-            f"{config.root}: a file; unpack it and name the folder of the images (data.root, --data)"
-        )
+        raise DataError(f"{config.root}: a file; unpack it and name the folder of the images (data.root, --data)")
     if not data_set.generated and not config.root.is_dir():
         raise DataError(f"{config.root}: no such folder (data.root, --data)")
     source = replace(data_set.open(config, require_labels=require_labels), white=config.white)
