@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from allspark.files import atomic_path, atomic_write
+from allspark.files import atomic_path, atomic_write, lock_folder
 
 
 def test_a_file_appears_with_the_usual_permissions(tmp_path):
@@ -83,3 +83,14 @@ def test_writers_at_the_same_time_do_not_mix(tmp_path):
         list(pool.map(write, [b"%d" % (i % 10) for i in range(24)]))
     content = (tmp_path / "x").read_bytes()
     assert len(content) == 10_000 and len(set(content)) == 1 and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_untouched(tmp_path):
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        lock_folder(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "content"
+    (tmp_path / "run" / ".lock").unlink()
+    lock_folder(tmp_path / "run").close()

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from allspark.batch import IMAGENET
-from allspark.data.image import normalize, overlay, read_image, read_mask, write_mask
+from allspark.data.image import is_coloured, is_deep, normalize, overlay, read_image, read_mask, write_mask
+from allspark.data.sets.classes import is_rgb
 from allspark.errors import DataError
 
 PALETTE = [(0, 0, 0), (128, 64, 0), (1, 2, 3)]
@@ -335,3 +336,23 @@ def test_a_grey_mask_saved_as_rgb_holds_ids(folder):
     Image.fromarray(np.stack([ids, ids, ids + 1], -1)).save(folder / "coloured.png")
     with pytest.raises(DataError, match="an RGB mask, but no colours are known"):
         read_mask(folder / "coloured.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(folder):
+    os.mkfifo(folder / "x.png")
+    for read in (read_image, read_mask, is_deep, is_coloured, is_rgb):
+        if read in (read_image, read_mask):
+            with pytest.raises(DataError, match=r"x\.png: a pipe or a device, not an image file"):
+                read(folder / "x.png")
+        else:
+            assert not read(folder / "x.png")
+
+
+def test_the_limit_of_pixels_may_lie_above_pillows_own(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (30, 20)).save(folder / "large.png")
+    assert read_image(folder / "large.png", max_pixels=600).size == (30, 20)
+    with pytest.raises(DataError, match="30 x 20 pixels are more than"):
+        read_image(folder / "large.png", max_pixels=599)
+    assert Image.MAX_IMAGE_PIXELS == 100

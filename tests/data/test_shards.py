@@ -293,3 +293,28 @@ def test_a_pattern_is_meant_from_where_it_was_given(pool, tiny_folder, tmp_path,
     assert main([*command, "--out", str(tmp_path / "run"), *options]) == 0
     monkeypatch.chdir("/")
     assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"+0000001000\0", b"0000_001000\0"])
+def test_a_size_is_digits(tmp_path, size):
+    """A negative one would be read over and over."""
+    path = tmp_path / "x.tar"
+    write(path, [("a.png", picture(1))], tarfile.USTAR_FORMAT)
+    content = bytearray(path.read_bytes())
+    content[124:136] = size
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.tar: not a tar file, or damaged at byte 0"):
+        Shards([path])
+
+
+@pytest.mark.parametrize("size", ["-1", "-1000000", "1e3", "9" * 30])
+def test_an_extended_size_is_digits_too(tmp_path, size):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size, info.pax_headers = 10, {"size": size}
+        tar.addfile(info, io.BytesIO(bytes(10)))
+    with pytest.raises(DataError, match=r"x\.tar: (damaged|ends in the middle)"):
+        Shards([path])

@@ -238,6 +238,12 @@ def loop(scene: Scene) -> None:
     (scene.data / "train.txt").unlink()
 
 
+def pipe(scene: Scene) -> None:
+    old = scene.image("unlabeled")
+    old.unlink()
+    os.mkfifo(old)
+
+
 FAULTS = [
     Fault("JPEG without its head", beheaded, "unlabeled_0000.jpg: not an image", "nothing new"),
     Fault("JPEG that ends in the middle", halved, "unlabeled_0000.jpg: the image is damaged", "checkpoint"),
@@ -260,12 +266,11 @@ FAULTS = [
     Fault("weights with a pickle payload", pickled, "weights.pth: refused", "nothing new"),
     Fault("a checkpoint that is a pickle", pickled_run, "not a checkpoint", "nothing new"),
     Fault("a name that is no UTF-8", other_names, "best mIoU", "trains"),
+    Fault("a pipe among the images", pipe, "unlabeled_0000.png: a pipe or a device", "nothing new"),
     Fault("links that lead in circles", loop, "itself.png: .*symbolic link", "nothing new"),
 ]
 
 
-# TensorBoard writes in a thread, which dies of the vanished folder.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.what for fault in FAULTS])
 def test_fault(fault, tiny_folder, tmp_path, monkeypatch, capfd):
     scene = Scene(Path(shutil.copytree(tiny_folder, tmp_path / "data")), tmp_path / "run", monkeypatch)

@@ -63,13 +63,18 @@ def read_image(path: Path | Member, max_pixels: int = MAX_PIXELS, white: float |
         return _to_rgb(ImageOps.exif_transpose(image), white)
 
 
-def is_deep(path: Path | Member) -> bool:
-    """Tell from its header whether an image has more than 8 bits a value; of what is no image, it has not."""
+def mode_of(path: Path | Member) -> str:
+    """Pillow's name of an image's kind (RGB, L, P, I;16 ...), from its header; empty for what is no image."""
     try:
         with _opened(path, MAX_PIXELS) as image:
-            return image.mode.startswith(_DEEP)
+            return image.mode
     except DataError:
-        return False
+        return ""  # whoever reads it to use it says what is wrong
+
+
+def is_deep(path: Path | Member) -> bool:
+    """Tell from its header whether an image has more than 8 bits a value."""
+    return mode_of(path).startswith(_DEEP)
 
 
 def read_values(path: Path | Member, max_pixels: int = MAX_PIXELS) -> NDArray[np.generic]:
@@ -197,7 +202,7 @@ def _opened(path: Path | Member, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image file; whatever its decoder raises in the block becomes one line that names the file."""
     try:
         if isinstance(path, Path):
-            _require_file(path)
+            require_file(path)
         # Warnings on odd metadata and large sizes help nobody here, and the filters belong to all threads.
         with _HEADERS, warnings.catch_warnings(), _pillows_limit_off():
             warnings.simplefilter("ignore")
@@ -238,7 +243,7 @@ def _pillows_limit_off() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
     """Refuse pipes and devices, which a reader would wait for."""
     kind = path.stat().st_mode
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from allspark.data.image import IGNORE_COLOUR, is_coloured, read_image, read_mask
+from allspark.data.image import IGNORE_COLOUR, is_coloured, read_image, read_mask, require_file
 from allspark.data.sets.classes import is_rgb
 from allspark.data.source import RGB, Member, Role, Sample, Source, code_of
 from allspark.errors import DataError
@@ -189,6 +189,8 @@ def _size_in_head(path: Path | Member, max_pixels: int) -> tuple[int, int]:
         mask = read_mask(path)
         return mask.shape[1], mask.shape[0]
     try:
+        if isinstance(path, Path):
+            require_file(path)
         with Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path) as image:
             width, height = image.size
             # Of a PNG without EXIF at its beginning, Pillow would decode all pixels to look for it at the end.

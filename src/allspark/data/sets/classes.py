@@ -9,10 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from allspark.batch import IGNORE
-from allspark.data.image import is_coloured, read_image, read_mask
+from allspark.data.image import is_coloured, mode_of, read_image, read_mask
 from allspark.data.source import RGB, default_palette
 from allspark.errors import DataError
 
@@ -108,11 +107,7 @@ def colours_in(masks: Iterable[Path]) -> list[RGB]:
 
 def is_rgb(path: Path) -> bool:
     """Tell from its header whether a mask is an RGB picture."""
-    try:
-        with Image.open(path) as image:
-            return image.mode in {"RGB", "RGBA"}
-    except (OSError, ValueError, SyntaxError):
-        return False  # damaged; whoever reads the pixels says so
+    return mode_of(path) in {"RGB", "RGBA"}
 
 
 def _colour(text: str, where: str) -> RGB:
