@@ -1,6 +1,13 @@
-"""The errors that a user can cause. The command line prints them as one line and exits with 2."""
+"""The errors that a user can cause, and how text that others wrote is shown.
 
-from allspark.text import printable
+The command line prints an error as one line and exits with 2.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control characters, invisible ones, halves of characters, ends of lines
 
 
 class UserError(ValueError):
@@ -37,3 +44,13 @@ class NotFiniteError(UserError):
     def __init__(self, message: str, step: int | None = None) -> None:
         super().__init__(message)
         self.step = step
+
+
+def printable(text: str) -> str:
+    r"""Show what a terminal would obey, or not show at all, as Python writes it in a string: ``\x1b``, ``\u202e``.
+
+    Names of files and classes come from other people: an escape sequence in one of them could clear the screen.
+    """
+    if text.isprintable():
+        return text
+    return "".join(ascii(x)[1:-1] if unicodedata.category(x) in _HIDDEN else x for x in text)

@@ -81,11 +81,12 @@ def test_a_signal_to_the_whole_job_finishes_the_step(config, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait(capfd):
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in a shell's background
-    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest("being saved") as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.exit_code == 130
+        assert capfd.readouterr().err == "\nbeing saved\n"  # at once
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 

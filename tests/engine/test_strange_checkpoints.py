@@ -100,6 +100,7 @@ def test_what_is_unchanged_opens(whole, number):
     assert attempt(uses(run, config, run)[number])
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # of what is refused then
 @settings(FEW, max_examples=60)
 @given(data=st.data())
 def test_published_files(tmp_path_factory, data):

@@ -8,7 +8,7 @@ from PIL import Image
 from allspark.config.schema import EvalConfig
 from allspark.data.source import default_palette
 from allspark.errors import DataError
-from allspark.inference.files import Input, expand_inputs, output_names, predict_files
+from allspark.inference.files import Input, expand_inputs, output_names, predict_files, unread_inputs
 from allspark.inference.predictor import Predictor
 from tests.helpers import LogitsOf
 
@@ -290,3 +290,12 @@ def test_an_error_in_writing_is_not_lost(tmp_path, whole, monkeypatch):
     monkeypatch.setattr("allspark.inference.files.write_mask", full)
     with pytest.raises(OSError, match="No space left"):
         predict_files(whole, [picture(tmp_path / "a.png")], tmp_path / "out", PALETTE)
+
+
+def test_pictures_that_cannot_be_read_are_found(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.HEIC", "sub/c.dng", ".hidden.heic", "d.txt"):
+        (tmp_path / "in" / name).touch()
+    expected = [tmp_path / "in" / "b.HEIC", tmp_path / "in" / "sub" / "c.dng"]
+    assert unread_inputs([tmp_path / "in"]) == expected
+    assert unread_inputs([tmp_path / "in" / "*"]) == expected[:1] and unread_inputs([tmp_path / "in" / "a.png"]) == []

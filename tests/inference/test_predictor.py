@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 
 from allspark.config.schema import EvalConfig
-from allspark.data.image import normalize
+from allspark.data.image import normalize, read_image
 from allspark.errors import ConfigError, DataError
 from allspark.inference.predictor import Predictor, out_of_memory
 from allspark.inference.window import windowed
@@ -232,3 +232,16 @@ def test_prediction_from_the_memory(mode):
         torch.testing.assert_close(together[i : i + 1], one, rtol=1e-9, atol=1e-12)
     own = Predictor(network, config.model_copy(update={"memory": False})).probabilities(image)
     assert not torch.allclose(together, own)
+
+
+def test_a_picture_on_its_side_is_set_upright_as_a_file_is(tmp_path):
+    """Whether it is given as a file or as Pillow opened it."""
+    predictor = Predictor(build_segmenter(tiny("segformer"), 3, (33, 33)).eval(), EvalConfig())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "side.png", exif=exif)
+    with Image.open(tmp_path / "side.png") as opened:
+        mask = predictor.predict(opened).mask
+    assert mask.shape == (64, 40)
+    assert np.array_equal(mask, predictor.predict(read_image(tmp_path / "side.png")).mask)

@@ -15,7 +15,7 @@ from allspark.cli.study import compare
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.result import read_result
 from allspark.engine.sinks import read_log
-from allspark.errors import ConfigError, UserError
+from allspark.errors import ConfigError, DataError, UserError
 from allspark.study.plan import load_study, plan
 from allspark.study.table import fairness, rows_of, write_tables
 
@@ -136,6 +136,16 @@ def test_rows_that_are_apart_say_so_under_the_table(study_file, tmp_path):
 def test_a_dry_run_writes_nothing(study_file, tmp_path, capsys):
     compare(study_file, tmp_path / "out", None, dry_run=True)
     assert capsys.readouterr().out.count("to do") == 4 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_lists_that_are_not_there_are_said_before_anything_runs(study_file, tmp_path, dry_run):
+    extra = ["data.unlabeled=gone.txt"]
+    with pytest.raises(
+        DataError, match=r"seed 0: data.unlabeled: no such .* gone\.txt .*\(4 of 4 runs could not begin\)"
+    ):
+        compare(study_file, tmp_path / "out", None, extra=extra, dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
 
 
 def test_gpus_are_given_out_in_turn(study_file, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from rich.text import Text
 from allspark.data.check import Finding, Report
 from allspark.data.check.findings import ROLE_NAMES, count, percent
 from allspark.data.source import Source
-from allspark.text import printable
+from allspark.errors import printable
 
 _SHOWN = 5  # files of one finding
 _ROWS = 40  # classes shown; of more, the most and the least frequent ones

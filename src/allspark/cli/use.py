@@ -11,8 +11,7 @@ import typer
 
 from allspark.cli.common import PluginOption, SourceOption, print_json
 from allspark.cli.data import data_config
-from allspark.errors import ConfigError, DataError
-from allspark.text import printable
+from allspark.errors import ConfigError, DataError, printable
 
 if TYPE_CHECKING:
     from allspark.config.schema import Config, DataConfig

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from allspark.errors import printable
 from allspark.files import atomic_write
-from allspark.text import printable
 
 
 class Sink:

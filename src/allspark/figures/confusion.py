@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from allspark.errors import printable
 from allspark.files import atomic_path, atomic_write
-from allspark.text import printable
 
 _NUMBERED = 12  # classes up to which each cell shows its number
 

@@ -19,9 +19,9 @@ from PIL import Image
 from allspark.data.decode import prefetch
 from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, UNREAD_SUFFIXES, read_image, write_mask
 from allspark.data.image import overlay as blend
+from allspark.data.legend import with_legend
 from allspark.data.source import RGB
 from allspark.errors import DataError, UserError
-from allspark.figures.legend import with_legend
 from allspark.files import atomic_write
 from allspark.inference.predictor import Prediction, Predictor
 

@@ -1,6 +1,9 @@
 """The folder layout: every rule of its docstring, and what is said when a piece is missing."""
 
 import os
+import shutil
+import subprocess
+import unicodedata
 
 import numpy as np
 import pytest
@@ -449,3 +452,43 @@ def test_without_a_folder_of_validation_images_some_are_held_out(tmp_path):
     source = divided(tmp_path, {"train": (5, 2), "test": (3, 0)})
     assert len(source.labeled) == 4 and len(source.val) == 1 and len(source.unlabeled) == 2
     assert "7 train, 3 test" in source.notes[0] and "1 of 5 labelled images are held out" in source.notes[1]
+
+
+@pytest.mark.parametrize("folder", ["labels", "annotations", "gt"])
+def test_a_folder_of_masks_by_another_name_is_pointed_at(root, folder):
+    (root / "masks").rename(root / folder)
+    with pytest.raises(DataError, match=rf"no mask there, but .*{folder} is there; rename it: mv {folder} masks"):
+        open_(root)
+
+
+@pytest.mark.parametrize("where", ["images", "masks"])
+def test_masks_with_an_ending_are_renamed_by_what_the_message_says(root, where):
+    for path in list((root / "masks").glob("*.png")):
+        path.rename(root / where / f"{path.stem}_mask.png")
+    shutil.rmtree(root / "masks" / "unter ordner")
+    with pytest.raises(DataError, match=r"masks are named NAME_mask; .*mkdir -p masks; .* done") as error:
+        open_(root)
+    command = str(error.value).split("images: ", 1)[1].split("; done")[0] + "; done"
+    subprocess.run(["bash", "-c", command], cwd=root, check=True)
+    assert len(open_(root).labeled) == 4  # of five, one is held out
+
+
+def test_umlauts_in_one_and_in_two_characters_are_the_same_name(tmp_path):
+    """macOS writes the latter."""
+    for folder, form in (("images", "NFC"), ("masks", "NFD")):
+        (tmp_path / folder).mkdir()
+        for i in range(5):
+            name = unicodedata.normalize(form, f"Straße über {i}")
+            Image.new("L", (4, 4)).convert("RGB" if folder == "images" else "L").save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "val.txt").write_text(
+        unicodedata.normalize("NFD", "Straße über 0\nimages/Straße über 1.png\n"), "utf-8"
+    )
+    source = open_(tmp_path)
+    assert len(source.labeled) == 3 and ids(source.val) == ["Straße über 0", "Straße über 1"]
+
+
+def test_a_file_in_place_of_a_folder_is_to_be_unpacked(tmp_path):
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data\.zip: a file; unpack it and name the folder"):
+        open_(tmp_path / "data.zip")

@@ -99,7 +99,7 @@ def _misplaced(root: Path, images: Mapping[str, Path], masks: Mapping[str, Path]
                 return [
                     f"{root / where}: masks are named NAME{ending}; they belong into masks/ under the names of their "
                     f'images: mkdir -p masks; for f in {where}/*{ending}.png; do n=${{f##*/}}; mv "$f" '
-                    f"masks/${{n%{ending}.png}}.png; done (in {root})"
+                    f'"masks/${{n%{ending}.png}}.png"; done (in {root})'
                 ]
     return []
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from allspark.data.source import RGB
-from allspark.text import printable
+from allspark.errors import printable
 
 _SIZE = 12  # of the letters [pixels]
 _GAP = 6

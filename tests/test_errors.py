@@ -7,8 +7,7 @@ from PIL import Image
 
 from allspark.cli.app import main
 from allspark.engine.sinks import Sinks
-from allspark.errors import DataError
-from allspark.text import printable
+from allspark.errors import DataError, printable
 from tests.helpers import Lines
 
 EVIL = "a\x1b]0;title\x07\x1b[2J"
