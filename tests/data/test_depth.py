@@ -1,5 +1,8 @@
 """Images of more than 8 bits: one white for all of a set, whatever one of them holds."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +60,29 @@ def test_one_white_is_found_for_all_images(tmp_path, highest, kind, white):
                     "(data.white)"]  # fmt: skip
     expected = [255 * highest * (i + 1) / 7 / white for i in range(7)]
     assert brightest(source) == pytest.approx(expected, abs=1.5)
+
+
+def write_png_of_16_bits(path, pixels):
+    """(H, W, 3), which Pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+@pytest.mark.parametrize(("highest", "dark"), [(4095, True), (16383, True), (60000, False)])
+def test_colours_that_look_black_are_said(tmp_path, highest, dark):
+    deep_set(tmp_path, 60000, np.uint16)
+    for path in (tmp_path / "images").iterdir():
+        write_png_of_16_bits(path, np.full((64, 64, 3), highest))
+    said = []
+    with_white(open_source(DataConfig(source="folder", root=tmp_path)), 10**6, said.append)
+    assert [line.startswith("7 of 7 images have colours of 16 bits") for line in said] == [True] * dark
 
 
 def test_a_set_of_8_bits_needs_none(tiny_folder):

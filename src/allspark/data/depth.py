@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from allspark.data.image import is_deep, read_values
+from allspark.data.image import is_deep, loses_low_byte, read_values
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
 
 _HEADS = 200  # images of each list whose headers are read
 _DECODED = 50  # of those with more than 8 bits, how many are read
+_DARK = 63  # of 255: values of 14 bits in 16
 _WHITE = (1, 255, 1023, 4095, 16383, 65535)
 """Of floating-point values, and of 8, 10, 12, 14 and 16 bits."""
 
@@ -28,10 +29,11 @@ def with_white(source: Source, max_pixels: int, note: Callable[[str], None]) -> 
         max_pixels: larger images are passed over [pixels].
         note: called with a line that says what was found.
     """
-    if source.white is not None:
-        return source
     lists = (source.labeled, source.unlabeled, source.val)
     looked_at = [samples[place] for samples in lists for place in _spread(len(samples), _HEADS)]
+    _tell_of_dark_colours(looked_at, max_pixels, note)
+    if source.white is not None:
+        return source
     deep = [sample for sample in looked_at if is_deep(sample.image)]
     if not deep:
         return source
@@ -42,6 +44,17 @@ def with_white(source: Source, max_pixels: int, note: Callable[[str], None]) -> 
         "in all of them (data.white)"
     )
     return replace(source, white=white)
+
+
+def _tell_of_dark_colours(samples: Sequence[Sample], max_pixels: int, note: Callable[[str], None]) -> None:
+    """Say that 12 bits in 16 look black where only the high byte of colours can be read."""
+    halved = [sample for sample in samples if loses_low_byte(sample.image)]
+    some = [halved[place] for place in _spread(len(halved), _DECODED)]
+    if some and _highest(some, max_pixels)[0] <= _DARK:
+        note(
+            f"{len(halved)} of {len(samples)} images have colours of 16 bits with values of 14 or fewer; their high "
+            f"byte alone is read, and they look black ({some[0].image}); save them with 8 bits"
+        )
 
 
 def _spread(count: int, limit: int) -> list[int]:

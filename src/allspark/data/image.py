@@ -66,7 +66,7 @@ def read_image(path: Path | Member, max_pixels: int = MAX_PIXELS, white: float |
 def mode_of(path: Path | Member) -> str:
     """Pillow's name of an image's kind (RGB, L, P, I;16 ...), from its header; empty for what is no image."""
     try:
-        with _opened(path, MAX_PIXELS) as image:
+        with _opened(path, MAX_PIXELS, head=True) as image:
             return image.mode
     except DataError:
         return ""  # whoever reads it to use it says what is wrong
@@ -75,6 +75,15 @@ def mode_of(path: Path | Member) -> str:
 def is_deep(path: Path | Member) -> bool:
     """Tell from its header whether an image has more than 8 bits a value."""
     return mode_of(path).startswith(_DEEP)
+
+
+def loses_low_byte(path: Path | Member) -> bool:
+    """Tell from its header whether an image has colours of 16 bits, of which Pillow reads the high byte alone."""
+    try:
+        with _opened(path, MAX_PIXELS, head=True) as image:
+            return image.mode.startswith("RGB") and any(";16" in str(part) for part in getattr(image, "tile", ()))
+    except DataError:
+        return False
 
 
 def read_values(path: Path | Member, max_pixels: int = MAX_PIXELS) -> NDArray[np.generic]:
@@ -198,8 +207,14 @@ def overlay(image: Image.Image, mask: NDArray[np.uint8], palette: Sequence[RGB],
 
 
 @contextmanager
-def _opened(path: Path | Member, max_pixels: int) -> Iterator[Image.Image]:
-    """Open an image file; whatever its decoder raises in the block becomes one line that names the file."""
+def _opened(path: Path | Member, max_pixels: int, *, head: bool = False) -> Iterator[Image.Image]:
+    """Open an image file; whatever its decoder raises in the block becomes one line that names the file.
+
+    Args:
+        path: the file.
+        max_pixels: larger images are refused [pixels].
+        head: only the header is of interest; to look for the orientation of a PNG, all of it is decoded.
+    """
     try:
         if isinstance(path, Path):
             require_file(path)
@@ -208,7 +223,8 @@ def _opened(path: Path | Member, max_pixels: int) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path)
             with suppress(*_DAMAGE):
-                image.getexif()  # odd metadata is no damage; parsed here, it warns here
+                if not head:
+                    image.getexif()  # odd metadata is no damage; parsed here, it warns here
         with image:
             if image.width * image.height > max_pixels:
                 raise DataError(
