@@ -72,14 +72,23 @@ def test_masks_of_unlabelled_images_give_the_accuracy_of_pseudo_labels(config):
     swapped = type(source)(
         **{**vars(source), "labeled": masked.labeled[:1], "unlabeled": masked.labeled[1:]},
     )
-    seen = health.probe(Predictor(Painter(0.2), EvalConfig()), swapped, 8, None, max_pixels=10**9)
-    right = total = 0
+    seen = health.probe(Predictor(Painter(0.2), EvalConfig()), swapped, 8, None, max_pixels=10**9, threshold=0.9)
+    right = total = kept = kept_right = 0
     for sample in swapped.unlabeled:
-        red = normalize(np.asarray(read_image(sample.image)))[0] > 0.2
+        score = normalize(np.asarray(read_image(sample.image)))[0] - 0.2
+        red = score > 0
         mask = read_mask(sample.mask)
         right += int((mask == red)[mask != 255].sum())
         total += int((mask != 255).sum())
+        sure = (1 / (1 + np.exp(-2 * np.abs(score))) >= 0.9) & (mask != 255)
+        kept += int(sure.sum())
+        kept_right += int((mask == red)[sure].sum())
     assert seen.pseudo_accuracy == pytest.approx(right / total)
+    assert (seen.kept, seen.kept_precision) == (pytest.approx(kept / total), pytest.approx(kept_right / kept))
+    assert 0 < seen.kept < 1
+    assert {"pseudo_kept", "pseudo_precision"} < seen.to_json().keys()
+    unknown = health.probe(Predictor(Painter(0.2), EvalConfig()), swapped, 8, None, max_pixels=10**9)
+    assert unknown.kept is None and "pseudo_kept" not in unknown.to_json()
     assert set(seen.miou) == {"labeled", "unlabeled"}
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from allspark.batch import IGNORE
 from allspark.data.decode import read_sample
-from allspark.data.image import normalize
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
 from allspark.inference.metrics import ConfusionMatrix
@@ -37,17 +37,26 @@ class Probe:
         labels: predictions on the watched unlabelled images, at reduced size, as one flat uint8 vector.
         agreement: share of them that are as at the validation before; None at the first one.
         pseudo_accuracy: share of right pixels on watched unlabelled images that happen to have a mask; None: none has.
+        kept: share of the pixels of these images whose prediction would count as a pseudo-label; None: not known.
+        kept_precision: share of right pixels among those; None: not known, or nothing would count.
         miou: ``labeled`` and, where masks exist, ``unlabeled``: mIoU on the watched training images.
     """
 
     labels: NDArray[np.uint8]
     agreement: float | None
     pseudo_accuracy: float | None
+    kept: float | None
+    kept_precision: float | None
     miou: dict[str, float]
 
     def to_json(self) -> dict[str, float]:
         """Return the scalars that are known, under the names they have in the log."""
-        known = {"agreement": self.agreement, "pseudo_accuracy": self.pseudo_accuracy}
+        known = {
+            "agreement": self.agreement,
+            "pseudo_accuracy": self.pseudo_accuracy,
+            "pseudo_kept": self.kept,
+            "pseudo_precision": self.kept_precision,
+        }
         scores = {f"miou_{role}": value for role, value in self.miou.items() if not np.isnan(value)}
         return {**{name: value for name, value in known.items() if value is not None}, **scores}
 
@@ -58,7 +67,13 @@ def watched(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def probe(
-    predictor: Predictor, source: Source, count: int, before: NDArray[np.uint8] | None, *, max_pixels: int
+    predictor: Predictor,
+    source: Source,
+    count: int,
+    before: NDArray[np.uint8] | None,
+    *,
+    max_pixels: int,
+    threshold: float | None = None,
 ) -> Probe:
     """Predict the watched training images, and compare with their masks and with those of the validation before.
 
@@ -68,7 +83,9 @@ def probe(
         count: how many labelled and how many unlabelled images are watched.
         before: ``labels`` of the validation before; None: there was none.
         max_pixels: largest image that is decoded [pixels].
+        threshold: confidence from which on a pseudo-label counts, 0 to 1; None: it follows another rule.
     """
+    kept, right, seen = 0, 0, 0  # pixels of unlabelled images with masks
     miou, accuracy, labels = {}, None, [np.zeros(0, np.uint8)]
     for role, samples in (("labeled", source.labeled), ("unlabeled", source.unlabeled)):
         confusion = ConfusionMatrix(source.num_classes, predictor.device)
@@ -78,9 +95,15 @@ def probe(
                 image, mask = read_sample(sample, source, want_mask=has_mask, max_pixels=max_pixels)
             except DataError:
                 continue  # the stream of training batches says what is wrong with it, and stops or goes on
-            found = predictor.labels(torch.from_numpy(normalize(np.asarray(image), predictor.normalisation))[None])
+            prediction = predictor.predict(image)
+            found = torch.from_numpy(prediction.mask)[None]
             if mask is not None:
                 confusion.update(found, torch.from_numpy(mask)[None])
+            if role == "unlabeled" and mask is not None and threshold is not None:
+                counted = mask != IGNORE
+                sure = counted & (prediction.confidence >= threshold)
+                seen, kept = seen + int(counted.sum()), kept + int(sure.sum())
+                right += int((sure & (prediction.mask == mask)).sum())
             if role == "unlabeled":
                 step = max(1, -(-max(found.shape) // _SIDE))
                 labels.append(found[0, ::step, ::step].to(torch.uint8).cpu().numpy().ravel())
@@ -90,7 +113,8 @@ def probe(
             accuracy = scores.pixel_accuracy if role == "unlabeled" else None
     flat = np.concatenate(labels)
     comparable = before is not None and len(before) == len(flat) > 0
-    return Probe(flat, float(np.mean(before == flat)) if comparable else None, accuracy, miou)
+    agreement = float(np.mean(before == flat)) if comparable else None
+    return Probe(flat, agreement, accuracy, kept / seen if seen else None, right / kept if kept else None, miou)
 
 
 def shares(pixels: Sequence[int]) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ class RunState:
     count: int = 0  # micro-batches in it
     counts: dict[str, int] = field(default_factory=dict)  # of each of the sums, which can be fewer
     class_pixels: dict[str, list[int]] = field(default_factory=dict)  # of the targets since the last validation
+    pseudo: dict[str, float | None] = field(default_factory=dict)  # kept and right, of watched images with masks
     warned: list[str] = field(default_factory=list)
     initial: str = ""  # checksum of the weights that encoder and decoder began with
     weights: dict[str, Any] | None = None  # whose those of the encoder were, and their licence; None: random ones

@@ -60,6 +60,7 @@ def result_of(
         "best_step": state.best_step,
         "last_miou": state.last,
         "warnings": state.warned,
+        "pseudo_labels": state.pseudo,
         "train_seconds": state.seconds,
         "peak_memory": state.peak_memory,
         "device": device_name(device),

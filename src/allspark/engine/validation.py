@@ -125,7 +125,9 @@ class Validator:
                 self._watch,
                 self._watched,
                 max_pixels=self._data.max_pixels,
+                threshold=method.threshold,
             )
+            state.pseudo = {"kept": seen.kept, "precision": seen.kept_precision}
             self._watched = seen.labels
             found |= seen.to_json()
         for name, pixels in state.class_pixels.items():

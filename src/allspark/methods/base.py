@@ -126,6 +126,11 @@ class Method(nn.Module, ABC):
         return {} if self.memory is None else {"memory_fill": self.memory.fill, "memory_age": self.memory.age}
 
     @property
+    def threshold(self) -> float | None:
+        """Confidence from which on a pseudo-label counts, 0 to 1; None: there are none, or they follow another rule."""
+        return 0.0 if self.views.unlabeled else None
+
+    @property
     def advice(self) -> str:
         """What helps against collapsing pseudo-labels, for a warning; empty: nothing of the method's own."""
         return "" if self.memory is None else "a longer model.bottleneck_warmup_epochs"

@@ -39,6 +39,7 @@ class Consistency(Method):
         self.unlabeled_weight = partial(unlabeled_weight, settings)
         self.filter = PixelFilter(settings, self.segmenter.num_classes)
         self._supervised_epochs = settings.supervised_epochs
+        self._threshold = settings.confidence if settings.filter == "threshold" else None
 
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: of labelled images alone while the others have no weight, else of both."""
@@ -83,6 +84,11 @@ class Consistency(Method):
         """As of all methods; the memory fills, and warms up, when the supervised warm-up is over."""
         begun = progress.step - round(self._supervised_epochs * progress.steps_per_epoch)
         return super().guide(scores, num_labeled, replace(progress, step=begun))
+
+    @property
+    def threshold(self) -> float | None:
+        """As the settings say; None with a filter of another kind."""
+        return self._threshold
 
     def health(self) -> dict[str, Tensor]:
         """The threshold of each class too, where they differ."""

@@ -16,8 +16,19 @@ from allspark.study.plan import Planned
 
 COLUMNS = (
     *("family", "partition", "labeled", "method", "encoder", "seeds", "best_miou", "best_std", "last_miou", "last_std"),
-    *("paper_miou", "steps", "images_seen", "train_seconds", "peak_memory_gb", "device", "apart"),
+    *(
+        "paper_miou",
+        "steps",
+        "images_seen",
+        "train_seconds",
+        "peak_memory_gb",
+        "pseudo_kept",
+        "pseudo_precision",
+        "device",
+    ),
+    "apart",
 )
+_PSEUDO = ("kept", "precision")
 _LENGTH = ("train.epochs", "train.steps_per_epoch", "optim.accumulate", "data.batch_unlabeled")
 _PAPER_METHOD = "allspark"
 _PAPER_MODEL = {"encoder": "mit-b5", "bottleneck_memory": True, "bottleneck_grouping": "class-scores"}
@@ -46,6 +57,11 @@ class Row:
     results: tuple[Mapping[str, Any], ...]
     apart: Mapping[str, str] = field(default_factory=dict)
     after: str | None = None
+
+    def pseudo(self, key: str) -> tuple[float, ...]:
+        """(seeds,), what is known of the pseudo-labels at the end, in percent; without those that do not know it."""
+        found = (result.get("pseudo_labels", {}).get(key) for result in self.results)
+        return tuple(100 * value for value in found if value is not None)
 
     def mean_of(self, key: str) -> float:
         """Mean of a number of the results over the seeds."""
@@ -170,8 +186,8 @@ def markdown(rows: Sequence[Row], runs: Sequence[Planned], title: str) -> str:
     for family in dict.fromkeys(row.family for row in rows):
         some = [row for row in rows if row.family == family]
         lines += ["", f"## {family}", "", "| partition | labelled | method | encoder | seeds | best | last | paper |"]
-        lines[-1] += " updates | images seen | training time | peak memory |"
-        lines.append("|---" * 12 + "|")
+        lines[-1] += " updates | images seen | training time | peak memory | pseudo-labels kept | right of these |"
+        lines.append("|---" * 14 + "|")
         lines += [_line(row) for row in some]
         apart = dict.fromkeys(f"{row.method}: {_apart(row)}" for row in some if row.apart)
         lines += ["", f"Not the method alone: {'. '.join(apart)}."] if apart else []
@@ -202,6 +218,7 @@ def _line(row: Row) -> str:
         f"{row.mean_of('images_seen'):.0f}",
         _duration(row.mean_of("train_seconds")),
         f"{max(result['peak_memory'] for result in row.results) / 1e9:.2f} GB",
+        *(spread(values) if (values := row.pseudo(key)) else "-" for key in _PSEUDO),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -238,5 +255,9 @@ def _plain(row: Row) -> dict[str, Any]:
         **{name: first[name] for name in ("labeled", "encoder", "device")},
         **{name: round(row.mean_of(name)) for name in ("steps", "images_seen", "train_seconds")},
         "peak_memory_gb": round(max(result["peak_memory"] for result in row.results) / 1e9, 3),
+        **{
+            f"pseudo_{key}": round(statistics.fmean(values), 4) if (values := row.pseudo(key)) else ""
+            for key in _PSEUDO
+        },
         **numbers,
     }
