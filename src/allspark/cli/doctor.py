@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -40,12 +39,14 @@ Line = tuple[str, str, str]
 
 
 def _versions() -> Iterator[Line]:
+    from importlib.metadata import version  # takes a while, and the help of all commands needs this file
+
     from allspark.runtime.version import VERSION
 
     yield "allspark", f"{VERSION} in {Path(__file__).parents[1]}", ""
     yield "python", f"{platform.python_version()} on {platform.platform()}", ""
     for name in ("torch", "transformers", "accelerate", "numpy", "pillow"):
-        yield name, importlib.metadata.version(name), ""
+        yield name, version(name), ""
 
 
 def _machine() -> Iterator[Line]:
