@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from allspark.batch import IMAGENET
-from allspark.data.image import is_coloured, is_deep, normalize, overlay, read_image, read_mask, write_mask
+from allspark.data.image import is_coloured, mode_of, normalize, overlay, read_image, read_mask, write_mask
 from allspark.data.sets.classes import is_rgb
 from allspark.errors import DataError
 
@@ -341,7 +341,7 @@ def test_a_grey_mask_saved_as_rgb_holds_ids(folder):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_no_image_and_nobody_waits_for_it(folder):
     os.mkfifo(folder / "x.png")
-    for read in (read_image, read_mask, is_deep, is_coloured, is_rgb):
+    for read in (read_image, read_mask, mode_of, is_coloured, is_rgb):
         if read in (read_image, read_mask):
             with pytest.raises(DataError, match=r"x\.png: a pipe or a device, not an image file"):
                 read(folder / "x.png")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from allspark.data.image import is_deep, loses_low_byte, read_values
+from allspark.data.image import DEEP_MODES, mode_of, read_values
 from allspark.data.source import Sample, Source
 from allspark.errors import DataError
 
@@ -31,11 +31,11 @@ def with_white(source: Source, max_pixels: int, note: Callable[[str], None]) -> 
     """
     lists = (source.labeled, source.unlabeled, source.val)
     looked_at = [samples[place] for samples in lists for place in _spread(len(samples), _HEADS)]
-    _tell_of_dark_colours(looked_at, max_pixels, note)
-    if source.white is not None:
-        return source
-    deep = [sample for sample in looked_at if is_deep(sample.image)]
-    if not deep:
+    modes = [mode_of(sample.image) for sample in looked_at]
+    halved = [sample for sample, mode in zip(looked_at, modes, strict=True) if mode == "RGB;16"]
+    _tell_of_dark_colours(halved, len(looked_at), max_pixels, note)
+    deep = [sample for sample, mode in zip(looked_at, modes, strict=True) if mode.startswith(DEEP_MODES)]
+    if source.white is not None or not deep:
         return source
     highest, floating = _highest((deep[place] for place in _spread(len(deep), _DECODED)), max_pixels)
     white = next((float(x) for x in _WHITE if highest <= x and (floating or x > 1)), highest)
@@ -46,13 +46,14 @@ def with_white(source: Source, max_pixels: int, note: Callable[[str], None]) -> 
     return replace(source, white=white)
 
 
-def _tell_of_dark_colours(samples: Sequence[Sample], max_pixels: int, note: Callable[[str], None]) -> None:
+def _tell_of_dark_colours(
+    halved: Sequence[Sample], looked_at: int, max_pixels: int, note: Callable[[str], None]
+) -> None:
     """Say that 12 bits in 16 look black where only the high byte of colours can be read."""
-    halved = [sample for sample in samples if loses_low_byte(sample.image)]
     some = [halved[place] for place in _spread(len(halved), _DECODED)]
     if some and _highest(some, max_pixels)[0] <= _DARK:
         note(
-            f"{len(halved)} of {len(samples)} images have colours of 16 bits with values of 14 or fewer; their high "
+            f"{len(halved)} of {looked_at} images have colours of 16 bits with values of 14 or fewer; their high "
             f"byte alone is read, and they look black ({some[0].image}); save them with 8 bits"
         )
 

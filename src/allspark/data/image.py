@@ -33,7 +33,7 @@ IGNORE_COLOUR: RGB = (224, 224, 192)
 
 # Warning filters belong to all threads: one at a time changes them.
 _HEADERS = threading.Lock()
-_DEEP = ("I", "F")  # begin the names of Pillow's modes
+DEEP_MODES = ("I", "F")  # begin the names of those of more than 8 bits
 # What Pillow's decoders raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
 
@@ -64,26 +64,16 @@ def read_image(path: Path | Member, max_pixels: int = MAX_PIXELS, white: float |
 
 
 def mode_of(path: Path | Member) -> str:
-    """Pillow's name of an image's kind (RGB, L, P, I;16 ...), from its header; empty for what is no image."""
+    """Pillow's name of an image's kind (RGB, L, P, I;16 ...), from its header; empty for what is no image.
+
+    Colours of 16 bits, of which Pillow reads the high byte alone, are ``RGB;16``.
+    """
     try:
         with _opened(path, MAX_PIXELS, head=True) as image:
-            return image.mode
+            halved = image.mode == "RGB" and any(";16" in str(part) for part in getattr(image, "tile", ()))
+            return "RGB;16" if halved else image.mode
     except DataError:
         return ""  # whoever reads it to use it says what is wrong
-
-
-def is_deep(path: Path | Member) -> bool:
-    """Tell from its header whether an image has more than 8 bits a value."""
-    return mode_of(path).startswith(_DEEP)
-
-
-def loses_low_byte(path: Path | Member) -> bool:
-    """Tell from its header whether an image has colours of 16 bits, of which Pillow reads the high byte alone."""
-    try:
-        with _opened(path, MAX_PIXELS, head=True) as image:
-            return image.mode.startswith("RGB") and any(";16" in str(part) for part in getattr(image, "tile", ()))
-    except DataError:
-        return False
 
 
 def read_values(path: Path | Member, max_pixels: int = MAX_PIXELS) -> NDArray[np.generic]:
@@ -270,7 +260,7 @@ def _to_rgb(image: Image.Image, white: float | None) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode.startswith(_DEEP):
+    if image.mode.startswith(DEEP_MODES):
         image = Image.fromarray(_to_8_bits(np.asarray(image), white))
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         image = image.convert("RGBA")

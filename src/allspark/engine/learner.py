@@ -33,8 +33,6 @@ GRAD_NORM = "grad_norm"
 """The log's name of the gradient's norm before it is clipped."""
 _OPTIMIZER = "optim."
 _EARLIER = ("momentum.", "momentum_buffer.")  # version 0.1's name of SGD's only state
-
-
 _STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 _GRADIENT, _LOSS = 1, 2
 _NAMES = {_GRADIENT: "gradient", _LOSS: "loss"}

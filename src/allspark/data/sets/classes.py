@@ -107,7 +107,7 @@ def colours_in(masks: Iterable[Path]) -> list[RGB]:
 
 def is_rgb(path: Path) -> bool:
     """Tell from its header whether a mask is an RGB picture."""
-    return mode_of(path) in {"RGB", "RGBA"}
+    return mode_of(path).startswith("RGB")
 
 
 def _colour(text: str, where: str) -> RGB:
