@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from allspark.batch import IGNORE
 from allspark.data.image import read_image, read_mask
-from allspark.data.source import Sample, Source, code_of
+from allspark.data.source import Member, Sample, Source, code_of
 from allspark.errors import DataError
 
 Decoded = tuple[Image.Image, NDArray[np.uint8] | None]
@@ -85,6 +86,20 @@ def read_sample(sample: Sample, source: Source, *, want_mask: bool, max_pixels: 
     if source.ignore != IGNORE:
         mask = np.where(mask == source.ignore, np.uint8(IGNORE), mask)
     return image, mask
+
+
+def picture_or_error(image: Path | Member, max_pixels: int, white: float | None) -> Image.Image | DataError:
+    """The picture (RGB), or what is wrong with it: for who reads the ones after it all the same.
+
+    Args:
+        image: the file.
+        max_pixels: larger images are errors [pixels].
+        white: as ``data.white``.
+    """
+    try:
+        return read_image(image, max_pixels, white)
+    except DataError as error:
+        return error
 
 
 def prefetch(

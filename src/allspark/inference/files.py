@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from allspark.data.decode import prefetch
-from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, UNREAD_SUFFIXES, read_image, write_mask
+from allspark.data.decode import picture_or_error, prefetch
+from allspark.data.image import IMAGE_SUFFIXES, MAX_PIXELS, UNREAD_SUFFIXES, write_mask
 from allspark.data.image import overlay as blend
 from allspark.data.legend import with_legend
 from allspark.data.source import RGB
@@ -197,8 +197,9 @@ def predict_files(
     files = [{kind: folder / f"{name}.png" for kind, folder in folders.items()} for name in names]
     legend = list(zip(classes, palette, strict=True)) if classes else []
     failed: dict[Path, str] = {}
-    read = partial(_read, max_pixels=max_pixels, white=white)
-    with closing(prefetch(inputs, read, workers=1, ahead=_AHEAD)) as pictures, ThreadPoolExecutor(1) as writer:
+    read = partial(picture_or_error, max_pixels=max_pixels, white=white)
+    images = [item.image for item in inputs]
+    with closing(prefetch(images, read, workers=1, ahead=_AHEAD)) as pictures, ThreadPoolExecutor(1) as writer:
         pending: deque[Future[None]] = deque()
         for count, (item, picture) in enumerate(zip(inputs, pictures, strict=True), 1):
             try:
@@ -234,14 +235,6 @@ def _identity(folder: Path) -> tuple[int, int]:
     """Tell folders apart by what they are, not by how they are spelled: upper case, links, ``..``."""
     status = folder.stat()
     return status.st_dev, status.st_ino
-
-
-def _read(item: Input, max_pixels: int, white: float | None) -> Image.Image | UserError:
-    """The picture, or what is wrong with it: the ones after it are read all the same."""
-    try:
-        return read_image(item.image, max_pixels, white)
-    except UserError as error:
-        return error
 
 
 def _write(

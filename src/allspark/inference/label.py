@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from allspark.batch import IGNORE
-from allspark.data.decode import prefetch
-from allspark.data.image import read_image, write_mask
+from allspark.data.decode import picture_or_error, prefetch
+from allspark.data.image import write_mask
 from allspark.data.pseudo import list_lines, name_in_list
 from allspark.data.source import Sample, Source
 from allspark.errors import ConfigError, DataError
@@ -154,8 +154,8 @@ def label_images(
         with atomic_write(out / _TABLE, "w") as file:  # without the half line that a killed run may have left
             _writer(file).writeheader()
             _writer(file).writerows(_row(one) for one in done.values())
-        read = partial(_read, max_pixels=max_pixels, white=source.white)
-        images = prefetch([samples[place] for place in todo], read, workers=1, ahead=2)
+        read = partial(picture_or_error, max_pixels=max_pixels, white=source.white)
+        images = prefetch([samples[place].image for place in todo], read, workers=1, ahead=2)
         with closing(images) as pictures, (out / _TABLE).open("a", encoding="utf-8", newline="") as table:
             for count, (place, picture) in enumerate(zip(todo, pictures, strict=True), len(samples) - len(todo) + 1):
                 if isinstance(picture, DataError):
@@ -259,14 +259,6 @@ def _require_free(wanted: Sequence[tuple[str, Path]], done: Mapping[str, Labeled
         if file.as_posix().casefold() in taken:
             other = taken[file.as_posix().casefold()]
             raise ConfigError(f"{out}: {file} is the mask of {other}, not of {image}; choose another --out")
-
-
-def _read(sample: Sample, max_pixels: int, white: float | None) -> Image.Image | DataError:
-    """The picture, or what is wrong with it: the ones after it are read all the same."""
-    try:
-        return read_image(sample.image, max_pixels, white)
-    except DataError as error:
-        return error
 
 
 def _read_table(out: Path) -> dict[str, Labeled]:
