@@ -56,6 +56,7 @@ def test_labeled_list_is_used_from_any_folder(tiny_folder, tmp_path, monkeypatch
     assert "1 labelled" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_with_the_same_losses(run, tmp_path):
     """Ctrl-C while it trains: status 130, a checkpoint, and then the losses of the unbroken run."""
     data = load_config(run / "config.yaml").data.root

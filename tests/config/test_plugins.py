@@ -81,6 +81,7 @@ def options(changes):
     return [word for change in changes for word in ("--set", change)]
 
 
+@pytest.mark.slow
 def test_a_file_brings_a_method_an_encoder_and_a_data_set(plugin, tiny_folder, tmp_path):
     common = ["train", "--plugin", plugin, "--recipe", "folder", "--data", tiny_folder]
     changes = [*TINY, "method.name=half", *CHANGES]

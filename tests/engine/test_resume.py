@@ -54,6 +54,7 @@ def test_settings_that_touch_the_step_resume_exactly(config, tmp_path, changes):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_job_finishes_the_step(config, tmp_path):
     """As a scheduler does it: SIGTERM to every process, so the readers of images die while the run saves itself."""
     config = apply_overrides(config, ["train.steps_per_epoch=30", "data.workers=2", "train.log_every=1"])

@@ -65,6 +65,7 @@ def test_a_study_from_beginning_to_table(study_file, tmp_path, capsys):
         compare(study_file, out, jobs=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(study_file, tmp_path):
     text = study_file.read_text().replace("name: allspark}", "name: allspark, model.encoder_config: {depths: [1, 1]}}")
     study_file.write_text(
@@ -75,7 +76,8 @@ def test_a_run_that_fails_does_not_stop_the_others(study_file, tmp_path):
     assert "1 of 2 runs are finished" in (tmp_path / "out" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_study_that_is_stopped_or_killed_goes_on(study_file, tmp_path, number):
     text = study_file.read_text().replace("train.epochs: 1", "train.epochs: 6").replace("seeds: [0, 1]", "seeds: [0]")
     study_file.write_text(text)

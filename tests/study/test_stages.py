@@ -83,6 +83,7 @@ def test_mistakes_are_one_line(chain, old, new, words):
     assert "\n" not in str(caught.value) and str(chain) in str(caught.value) and words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_chain_runs_in_order_and_learns_from_its_own_labels(chain, tmp_path):
     out = tmp_path / "out"
     compare(chain, out, jobs=2)

@@ -21,6 +21,7 @@ def touch(root, lists):
             (root / line).touch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", TRAINING)
 def test_every_published_list_gives_the_published_counts(shared, tmp_path, folder):
     lists = shared / "splits" / folder
