@@ -7,13 +7,15 @@ import pytest
 
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
-from allspark.data.boxes import BetaBoxes, FrenchBoxes, UniMatchBoxes, require_boxes
+from allspark.data.boxes import BetaBoxes, FrenchBoxes, HalfBoxes, UniMatchBoxes, require_boxes
 from allspark.errors import ConfigError
 
 KINDS = [
     UniMatchBoxes(1.0),
     FrenchBoxes(),
     FrenchBoxes(3, (0.25, 0.5)),
+    HalfBoxes(1.0),
+    HalfBoxes(),
     BetaBoxes(),
     BetaBoxes(((8.0, 2.0), (4.0, 4.0))),
 ]
@@ -27,6 +29,14 @@ def test_boxes_lie_in_the_crop_and_follow_from_the_generator(kind, crop):
         assert np.array_equal(boxes, again) and boxes.dtype == np.int64 and boxes.shape[1] == 4
         assert (boxes >= 0).all() and (boxes[:, 2:] <= crop).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
     require_boxes(kind, crop)
+
+
+def test_half_boxes_are_wider_than_half_of_the_crop_and_have_half_of_its_area():
+    boxes = np.concatenate([HalfBoxes(1.0).draw((100, 80), np.random.default_rng(seed)) for seed in range(500)])
+    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert width.min() == 41 and width.max() == 79 and (height == np.round(4000 / width)).all()
+    drawn = [HalfBoxes(0.5).draw((100, 80), np.random.default_rng(seed)).any() for seed in range(500)]
+    assert 0.4 < np.mean(drawn) < 0.6
 
 
 @pytest.mark.parametrize(("beta", "mean"), [((4.0, 4.0), 0.5), ((8.0, 2.0), 0.2)])

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from allspark.config.schema import Config, ModelConfig
-from allspark.models.decoders import DeepLabV3Plus
+from allspark.models.decoders import DeepLabV3Plus, SegformerHead
+from allspark.models.dpt import DPTHead
 from allspark.models.segmenter import build_segmenter
 from tests.fakes import ENCODERS, tiny
 
@@ -88,3 +89,31 @@ def test_logits_of_deeplab_have_the_image_size_on_every_encoder(encoder, size):
     together = network(images)
     assert together.shape == (2, 4, *size)
     torch.testing.assert_close(together[:1], network(images[:1]), rtol=1e-9, atol=1e-10)
+
+
+HEADS = {
+    "segformer": lambda: SegformerHead((4, 6, 8), 10, 5, dropout=0.0),
+    "deeplabv3plus": lambda: DeepLabV3Plus(4, 8, 10, 5, (1, 2, 3), dropout=0.0),
+    "dpt": lambda: DPTHead((4,) * 4, (4,) * 4, 10, 5),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_both_parts_of_a_decoder_are_the_decoder(kind):
+    torch.manual_seed(0)
+    decoder = HEADS[kind]().double()
+    sizes = [(4, 6, 5)] * 4 if kind == "dpt" else [(4, 12, 10), (6, 6, 5), (8, 3, 3)]
+    gradients = []
+    for apart in (False, True):
+        maps = [torch.sin(torch.arange(2.0 * c * h * w, dtype=torch.float64)).view(2, c, h, w) for c, h, w in sizes]
+        maps = [x.requires_grad_() for x in maps]
+        if apart:
+            hidden = decoder.hidden(maps)
+            assert hidden.shape[1] == decoder.classifier.in_channels
+            logits = decoder.classify(hidden)
+        else:
+            logits = decoder(maps)
+        logits.square().sum().backward()
+        gradients.append([logits.detach(), *(x.grad for x in maps if x.grad is not None)])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)

@@ -89,6 +89,30 @@ class FrenchBoxes:
 
 
 @dataclass(frozen=True)
+class HalfBoxes:
+    """One box of half of the crop's area with some probability (Wang et al., U2PL, CVPR 2022; its descendants too).
+
+    The width is a uniform whole number above half of the crop's, the height follows from the area. Published is one
+    draw of the probability for a batch, here each view has its own.
+
+    Attributes:
+        probability: that there is a box at all.
+    """
+
+    probability: float = 0.5
+
+    def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return (1, 4), an empty box where there is none."""
+        height, width = crop
+        if rng.random() >= self.probability:
+            return _EMPTY
+        wide = int(rng.integers(min(width // 2 + 1, width), max(width, width // 2 + 2)))
+        tall = min(round(height * width / 2 / wide), height)
+        top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
+        return np.array([[top, left, top + tall, left + wide]], np.int64)
+
+
+@dataclass(frozen=True)
 class BetaBoxes:
     """Boxes of the crop's proportions whose size follows a Beta distribution (AugSeg, Zhao et al., CVPR 2023).
 

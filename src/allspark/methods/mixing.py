@@ -43,6 +43,11 @@ def pasted(x: Shaped[Tensor, "b ..."], where: Bool[Tensor, "b H W"]) -> Tensor:
     return mix(x, x.flip(0), where)
 
 
+def pasted_next(x: Shaped[Tensor, "b ..."], where: Bool[Tensor, "b H W"]) -> Tensor:
+    """The next image of the batch inside the boxes, the first one in the last; arguments as of :func:`mix`."""
+    return mix(x, x.roll(-1, 0), where)
+
+
 def view_boxes(batch: UnlabeledBatch) -> list[Tensor]:
     """Where the boxes of each draw are, (u, H, W) each."""
     assert batch.boxes is not None

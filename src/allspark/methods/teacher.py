@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -17,21 +19,22 @@ from allspark.models.segmenter import Segmenter
 
 
 class Teacher(nn.Module):
-    """A copy of a network that follows its weights. It has no gradient, is always in eval mode, and is saved.
+    """A copy of a network that follows its weights. It has no gradient, is in eval mode by itself, and is saved.
 
     Args:
         student: the network that trains.
         decay: m of ``teacher = m * teacher + (1 - m) * student`` after each update; in the beginning
             1 - 1 / (step + 1), where that is smaller, so that the first update copies.
-        buffers: what happens to floating-point buffers (statistics of batch norm): ``copy`` or ``average``. Whole
-            numbers and the semantic memory are always copied.
+        buffers: what happens to floating-point buffers (statistics of batch norm): ``copy`` or ``average``; or they are
+            its ``own``, and follow its passes in training mode. Whole numbers and the semantic memory are always
+            copied.
     """
 
-    def __init__(self, student: Segmenter, decay: float, buffers: Literal["copy", "average"] = "copy") -> None:
+    def __init__(self, student: Segmenter, decay: float, buffers: Literal["copy", "average", "own"] = "copy") -> None:
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         self.decay = decay
-        self.average_buffers = buffers == "average"
+        self.buffers_are = buffers
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode."""
@@ -53,10 +56,10 @@ class Teacher(nn.Module):
         remembered = {id(buffer) for memory in memories for buffer in memory.buffers()}  # no average of channels
         averaged: list[tuple[Tensor, Tensor]] = []
         for mine, new in zip(self.network.buffers(), student.buffers(), strict=True):
-            if self.average_buffers and mine.is_floating_point() and id(mine) not in remembered:
-                averaged.append((mine, new))
-            else:
+            if self.buffers_are == "copy" or not mine.is_floating_point() or id(mine) in remembered:
                 mine.copy_(new)
+            elif self.buffers_are == "average":
+                averaged.append((mine, new))
         if averaged:  # apart from the weights, which may be divided among processes
             average(*map(list, zip(*averaged, strict=True)), 0)
 
@@ -66,3 +69,14 @@ class Teacher(nn.Module):
             logits = self.network.logits(image)
         torch.clear_autocast_cache()  # see methods.base.eval_logits
         return logits
+
+    @contextmanager
+    def training_pass(self) -> Iterator[Segmenter]:
+        """Passes in training mode without gradient, which its batch norm's running statistics follow: the network."""
+        self.network.train()
+        try:
+            with torch.no_grad():
+                yield self.network
+        finally:
+            self.network.eval()
+            torch.clear_autocast_cache()

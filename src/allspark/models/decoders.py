@@ -46,6 +46,24 @@ class SegformerHead(nn.Module):
 
     def forward(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b k h w"]:
         """Return logits (b, k, h1, w1) of features (b, c_i, h_i, w_i)."""
+        normed = self._fused(features)
+        keep = None
+        if self.training and self.dropout:
+            keep = normed.new_empty(normed.shape[0], normed.shape[1], 1, 1).bernoulli_(1 - self.dropout)
+            keep /= 1 - self.dropout
+        logits: Tensor = _Classify.apply(normed, keep, self.classifier.weight, self.classifier.bias)
+        return logits
+
+    def hidden(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
+        """What the classifier reads, before its dropout: (b, width, h1, w1)."""
+        return F.relu(self._fused(features))
+
+    def classify(self, hidden: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Logits of what :meth:`hidden` gave; both together are the forward pass, with more memory."""
+        logits: Tensor = self.classifier(F.dropout2d(hidden, self.dropout, self.training))
+        return logits
+
+    def _fused(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
         fuse = self.fuse.weight.flatten(1).chunk(len(self.stages), 1)[::-1]  # published order: last stage first
         fused: Tensor | None = None
         for stage, matrix, feature in zip(self.stages, fuse, features, strict=True):
@@ -59,13 +77,8 @@ class SegformerHead(nn.Module):
             fused += projected
             del projected  # as large as the sum
         assert fused is not None
-        normed = self.norm(fused)
-        keep = None
-        if self.training and self.dropout:
-            keep = normed.new_empty(normed.shape[0], normed.shape[1], 1, 1).bernoulli_(1 - self.dropout)
-            keep /= 1 - self.dropout
-        logits: Tensor = _Classify.apply(normed, keep, self.classifier.weight, self.classifier.bias)
-        return logits
+        normed: Tensor = self.norm(fused)
+        return normed
 
     @classmethod
     def from_reference(cls, state: Mapping[str, Tensor], dropout: float = 0.1) -> SegformerHead:
@@ -148,13 +161,25 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b k h w"]:
         """Return logits (b, k, h1, w1) of features (b, c_i, h_i, w_i); the first and the last are used."""
+        logits: Tensor = self.classifier(self.dropout(self._fused(features)))
+        return logits
+
+    def hidden(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
+        """What the classifier reads, before its dropout: (b, width, h1, w1)."""
+        return self._fused(features)
+
+    def classify(self, hidden: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Logits of what :meth:`hidden` gave."""
+        logits: Tensor = self.classifier(self.dropout(hidden))
+        return logits
+
+    def _fused(self, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Tensor:
         low, high = features[0], features[-1]
         pooled = self.pooled(high.mean((2, 3), keepdim=True)).expand(-1, -1, *high.shape[2:])
         context = self.project(torch.cat([*(branch(high) for branch in self.pyramid), pooled], 1))
         context = F.interpolate(context, low.shape[2:], mode="bilinear", align_corners=False)
-        fused = self.fuse(torch.cat([context, self.low(low)], 1))
-        logits: Tensor = self.classifier(self.dropout(fused))
-        return logits
+        fused: Tensor = self.fuse(torch.cat([context, self.low(low)], 1))
+        return fused
 
 
 _LOW_WIDTH = 48  # channels of the first map, few, so that the last one prevails (section 4.1 there)

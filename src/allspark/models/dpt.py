@@ -70,6 +70,19 @@ class DPTHead(nn.Module):
 
     def forward(self, features: Sequence[Float[Tensor, "b _ h w"]]) -> Float[Tensor, "b k _ _"]:
         """Return logits (b, k, 8h, 8w) of four feature maps (b, c_i, h, w), shallowest layer first."""
+        logits: Tensor = self.classifier(self.dropout(self._fused(features)))
+        return logits
+
+    def hidden(self, features: Sequence[Float[Tensor, "b _ h w"]]) -> Float[Tensor, "b c _ _"]:
+        """What the classifier reads, before its dropout: (b, width, 8h, 8w)."""
+        return self._fused(features)
+
+    def classify(self, hidden: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Logits of what :meth:`hidden` gave."""
+        logits: Tensor = self.classifier(self.dropout(hidden))
+        return logits
+
+    def _fused(self, features: Sequence[Float[Tensor, "b _ h w"]]) -> Tensor:
         levels = [
             level(resize(project(feature)))
             for project, resize, level, feature in zip(self.project, self.resize, self.level, features, strict=True)
@@ -79,8 +92,8 @@ class DPTHead(nn.Module):
             height, width = levels[place].shape[2:]
             size = levels[place - 1].shape[2:] if place else (2 * height, 2 * width)
             fused = cast(_Fusion, self.fuse[place])(levels[place], fused, size)
-        logits: Tensor = self.classifier(self.dropout(self.smooth(fused)))
-        return logits
+        smooth: Tensor = self.smooth(fused)
+        return smooth
 
 
 class _Residual(nn.Module):

@@ -122,6 +122,20 @@ class Segmenter(nn.Module):
         coarse = self.decoder(features.maps)
         return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
 
+    def hidden(self, features: Features) -> Float[Tensor, "b c h w"]:
+        """What the decoder's classifier reads of features: for projections, contrast, and changes of features there."""
+        return self.decoder.hidden(features.maps)
+
+    def classify(self, hidden: Float[Tensor, "b c h w"], features: Features) -> Logits:
+        """Logits of what ``hidden`` gave; ``features`` tell the size. Both together are ``decode``."""
+        coarse = self.decoder.classify(hidden)
+        return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
+
+    @property
+    def hidden_channels(self) -> int:
+        """Channels of what the classifier reads."""
+        return self.decoder.classifier.in_channels
+
     def compile_parts(self) -> None:
         """Let torch.compile take encoder and decoder; the bottleneck has kernels of its own."""
         first = next(self.encoder.parameters())

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from allspark.runtime.collectives import world_size
@@ -22,7 +22,8 @@ def shard(modules: Iterable[nn.Module], device: torch.device, by_block: type[nn.
     """Divide the weights of modules among all processes, in place.
 
     Args:
-        modules: none is part of another. Only what goes through a module's ``forward`` finds its weights whole.
+        modules: none is part of another. Only what goes through a module's ``forward``, or one of a decoder's two
+            parts, finds its weights whole.
         device: where they are.
         by_block: modules of this class are divided block by block, as their lists of modules hold them; others as one.
     """
@@ -34,6 +35,8 @@ def shard(modules: Iterable[nn.Module], device: torch.device, by_block: type[nn.
                 if not any(isinstance(part, nn.ModuleList) for part in block.modules()):
                     fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
+        for part in ("hidden", "classify"):
+            register_fsdp_forward_method(module, part)  # where there is one
 
 
 def reshard(module: nn.Module) -> None:

@@ -1,0 +1,81 @@
+"""The settings of each method, one file a method, told apart by ``name``.
+
+Torch-free: the methods themselves are in allspark.methods, under the same file names. A configuration holds the
+settings of one method, and no other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from allspark.config.methods.allspark import AllSpark
+from allspark.config.methods.augseg import AugSeg
+from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.cps import CPS
+from allspark.config.methods.cutmix_seg import CutMixSeg
+from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.st_plus_plus import STPlusPlus
+from allspark.config.methods.supervised import Supervised
+from allspark.config.methods.unimatch import UniMatch
+from allspark.config.methods.unimatch_v2 import UniMatchV2
+from allspark.config.plugins import load_entry_points
+from allspark.errors import ConfigError
+
+__all__ = [
+    "CPS",
+    "METHOD_CONFIGS",
+    "AllSpark",
+    "AugSeg",
+    "Consistency",
+    "CutMixSeg",
+    "FixMatch",
+    "JointTeacher",
+    "MeanTeacher",
+    "MethodConfig",
+    "PseudoLabel",
+    "STPlusPlus",
+    "Supervised",
+    "UniMatch",
+    "UniMatchV2",
+    "joint_methods",
+    "method_config",
+]
+
+METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
+    "supervised": Supervised,
+    "pseudo-label": PseudoLabel,
+    "allspark": AllSpark,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "unimatch-v2": UniMatchV2,
+    "cps": CPS,
+    "cutmix-seg": CutMixSeg,
+    "augseg": AugSeg,
+    "st++": STPlusPlus,
+}
+"""Settings by the name of their method."""
+
+
+def method_config(name: str) -> type[MethodConfig]:
+    """The settings of a method, built in, of a plug-in that was loaded, or of an installed one.
+
+    Raises:
+        ConfigError: there is no such method; the nearest one is named.
+    """
+    if name not in METHOD_CONFIGS:
+        load_entry_points()
+    if name not in METHOD_CONFIGS:
+        near = get_close_matches(name.lower(), METHOD_CONFIGS, 1, 0.5)
+        raise ConfigError(
+            f"method.name: no method {name!r}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"there are {', '.join(METHOD_CONFIGS)}; one of your own comes with --plugin FILE"
+        )
+    return METHOD_CONFIGS[name]
+
+
+def joint_methods() -> Iterator[str]:
+    """Names of the methods that can use ``model.bottleneck=allspark``."""
+    return (name for name, settings in METHOD_CONFIGS.items() if settings.joint)
