@@ -77,6 +77,7 @@ def test_one_step_gives_gradients_to_all_that_trains_and_to_nothing_else(method,
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = method(batch_of(method.views), Progress(step, 1, 10))
         output.loss.backward()
+        method.after_validation(Progress(step + 1, 1, 10), best=True)
     assert output.loss.shape == () and torch.isfinite(output.loss)
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -167,6 +168,7 @@ def test_saved_state_is_all_there_is(which, method):
     for step in range(2):
         method(batch_of(method.views), Progress(step, 1, 10))
         method.after_step(Progress(step, 1, 10))
+        method.after_validation(Progress(step + 1, 1, 10), best=True)
     other.load_state_dict(method.state_dict())
     data = batch_of(method.views)
     losses = [one(data, Progress(2, 1, 10)).loss for one in (method, other)]

@@ -10,6 +10,7 @@ from allspark.methods.base import Method
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
+    "prevmatch": PrevMatch,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

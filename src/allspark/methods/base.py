@@ -26,7 +26,8 @@ class Method(nn.Module, ABC):
     """One way to learn from labelled and unlabelled images. Its forward pass is one training step.
 
     A method owns the views that it learns from, its settings, its networks and its state. The training loop knows none
-    by name: it reads the ``views``, calls ``begin`` once, then ``forward`` and ``after_step``, and minimises the loss.
+    by name: it reads the ``views``, calls ``begin`` once, then ``forward`` and ``after_step``, and minimises the loss;
+    ``after_validation`` hears of scores.
     State that outlives a step is a parameter or a named buffer, so that it is in every checkpoint.
 
     Args:
@@ -60,6 +61,14 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: Progress) -> None:
         """Follow a weight update that took place, for example with a teacher's moving average."""
+
+    def after_validation(self, progress: Progress, best: bool) -> None:
+        """Follow a validation, before the checkpoint is written; all processes call it.
+
+        Args:
+            progress: where training stands: ``step`` updates are done.
+            best: the deployed network's score is the best so far. Without validation images always true.
+        """
 
     def networks(self) -> tuple[Segmenter, ...]:
         """The networks that train: learning rates, batch norm over processes, compilation and sharding see them."""

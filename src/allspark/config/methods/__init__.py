@@ -15,6 +15,7 @@ from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher,
 from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -34,6 +35,7 @@ __all__ = [
     "JointTeacher",
     "MeanTeacher",
     "MethodConfig",
+    "PrevMatch",
     "PseudoLabel",
     "STPlusPlus",
     "Supervised",
@@ -50,6 +52,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
+    "prevmatch": PrevMatch,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

@@ -1,0 +1,99 @@
+"""Methods that are more than UniMatch's step equal their official code, in float64 (arrays: see README.md here)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from allspark.batch import Progress, TrainBatch
+from allspark.kernels.logits import Logits
+from allspark.methods.history import History
+from allspark.methods.losses import trusted_cross_entropy
+from allspark.methods.prevmatch import PrevMatch, triangle
+from tests.golden.arrays import Arrays
+from tests.golden.test_peers import Playback, close, labeled, unlabeled, with_grad
+
+IMAGE = torch.zeros(1, 3, 1, 1)
+
+
+class OfPixels(Logits):
+    """Logits whose losses are given."""
+
+    def losses(self, target):
+        return self.coarse[:, 0]
+
+
+def test_the_ensemble_of_earlier_students():
+    arrays = Arrays("peers/prevmatch")
+    history = History(Playback(), len(arrays["prev_logits"]))
+    for network, logits in zip(history.networks, arrays["prev_logits"], strict=True):
+        network.answers = [logits]
+    weights = dict(zip(arrays["chosen"].tolist(), arrays["dirichlet"].tolist(), strict=True))
+    close(history.logits(IMAGE, weights).full(), arrays["out_ensemble"])
+    weights = {4: 0.25, 1: 0.5, 2: 0.25}
+    for network, logits in zip(history.networks, arrays["prev_logits"], strict=True):
+        network.answers = [logits]
+    expected = sum(weight * arrays["prev_logits"][place] for place, weight in weights.items())
+    close(history.logits(IMAGE, weights).full(), expected)
+
+
+@pytest.mark.parametrize(
+    ("by", "theirs"), [("pixel", "pixelwise"), ("share", "pixelratio"), ("confidence", "pixelavg")]
+)
+def test_how_labels_of_earlier_students_are_trusted(by, theirs):
+    arrays = Arrays("peers/prevmatch")
+    valid, confidence = arrays["pad"] != 255, arrays["conf"]
+    size = tuple(valid.shape[1:])
+    trust = confidence if by == "confidence" else confidence >= arrays["threshold"]
+    logits = OfPixels(arrays["loss_map"][:, None], size, size)
+    loss = trusted_cross_entropy(logits, valid.long(), trust, valid, by, as_code=True).mean()
+    close(loss, arrays[f"out_{theirs}"])
+    assert not valid.all() and (by == "pixel") == bool(
+        loss == trusted_cross_entropy(logits, valid.long(), trust, valid, by).mean()
+    )
+
+
+def test_the_weight_of_the_past():
+    arrays = Arrays("peers/prevmatch")
+    for epoch, weight in zip(arrays["lambda_epoch"].tolist(), arrays["out_lambda"], strict=True):
+        total = int(arrays["lambda_total"])
+        assert triangle(Progress(7 * epoch + 3, 7, 7 * total)) == pytest.approx(float(weight), rel=1e-12)
+
+
+def test_prevmatch_without_a_past_is_unimatch_and_with_one_has_its_labels_too():
+    """Their step with earlier students is not in the arrays; its terms are, as UniMatch's of other labels."""
+    arrays = Arrays("peers/unimatch_v1_loss")
+    names = ("logits_x", "logits_w_featdrop", "logits_s1", "logits_s2")
+    logits_x, dropped, *strong = with_grad(arrays, *names)
+    views = torch.stack([arrays["x_s1"], arrays["x_s2"]])
+    others = torch.stack([arrays["x_s1_partner"], arrays["x_s2_partner"]])
+    batch = TrainBatch(
+        labeled(arrays["y_x"]),
+        unlabeled(arrays["pad"], views, arrays["box1"], arrays["box2"]),
+        partner=unlabeled(arrays["pad_partner"], others),
+    )
+    progress = Progress(3, 1, 8)  # a weight of 3/4
+    threshold = float(arrays["threshold"])
+    method = PrevMatch(PrevMatch.settings(confidence=threshold, old_confidence=threshold, history=1), Playback)
+
+    def step():
+        decoded = torch.cat([logits_x, arrays["logits_w"], torch.full_like(logits_x, torch.nan), dropped])
+        method.segmenter.answers = [arrays["logits_w_partner"], decoded, torch.cat(strong)]
+        return method(batch, progress)
+
+    close(step().loss, arrays["out_loss"])
+    method.after_validation(progress, best=False)
+    assert len(method.history) == 0
+    method.after_validation(progress, best=True)
+    assert len(method.history) == 1
+    method.history.networks[0].answers = [torch.cat([arrays["logits_w"], arrays["logits_w_partner"]])]
+    output = step()
+    theirs = {"strong1": "s1", "strong2": "s2", "feature": "fp"}
+    for name, short in theirs.items():  # the past says what the present says
+        close(output.terms[name].mean(), arrays[f"out_loss_{short}"])
+        close(output.terms[f"old_{name}"].mean(), arrays[f"out_loss_{short}"])
+    standard = 0.25 * arrays["out_loss_s1"] + 0.25 * arrays["out_loss_s2"] + 0.5 * arrays["out_loss_fp"]
+    close(output.loss, (arrays["out_loss_x"] + standard + 0.75 * standard) / 2.75)
+    known = method.counts(batch)
+    assert known.keys() == output.terms.keys()
+    assert all(int(known[name]) == int(term.count) for name, term in output.terms.items())
