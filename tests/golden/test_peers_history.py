@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from allspark.batch import Progress, TrainBatch
 from allspark.kernels.logits import Logits
+from allspark.methods import corrmatch
+from allspark.methods import propagation as module
+from allspark.methods.corrmatch import CorrMatch
 from allspark.methods.history import History
 from allspark.methods.losses import trusted_cross_entropy
 from allspark.methods.prevmatch import PrevMatch, triangle
+from allspark.methods.propagation import region_maps
+from allspark.models.correlation import CorrelationHead
+from allspark.models.segmenter import Features
 from tests.golden.arrays import Arrays
-from tests.golden.test_peers import Playback, close, labeled, unlabeled, with_grad
+from tests.golden.test_peers import START, Playback, close, labeled, unlabeled, with_grad
+from tests.helpers import pixels
 
 IMAGE = torch.zeros(1, 3, 1, 1)
 
@@ -96,4 +106,79 @@ def test_prevmatch_without_a_past_is_unimatch_and_with_one_has_its_labels_too():
     close(output.loss, (arrays["out_loss_x"] + standard + 0.75 * standard) / 2.75)
     known = method.counts(batch)
     assert known.keys() == output.terms.keys()
+    assert all(int(known[name]) == int(term.count) for name, term in output.terms.items())
+
+
+def test_the_correlation_of_corrmatch():
+    """Their square root of five is a float32, which one of the factors makes up for here."""
+    arrays = Arrays("peers/corrmatch")
+    head = CorrelationHead(6, 5, width=6, dropout=0.0).double()
+    head.project = torch.nn.Identity()
+    for layer, number in ((head.query, 1), (head.key, 2)):
+        layer.weight.data, layer.bias.data = arrays[f"corr_w{number}"], arrays[f"corr_b{number}"]
+    for parameter in head.query.parameters():
+        parameter.data *= math.sqrt(5) / float(torch.tensor(5.0).sqrt())
+    features = Features((arrays["corr_feat"],), (16, 16), (16, 16))
+    scores = replace(pixels(arrays["corr_logits"]), aligned=True)
+    method = CorrMatch(CorrMatch.settings(), corr_network)
+    method.correlation = head
+    (spread,), likeness = method.correlated(features, [scores])
+    close(spread.coarse, arrays["out_corr"])
+    maps = region_maps(likeness, arrays["corr_index"].expand(2, -1), spread)
+    assert torch.equal(maps, arrays["out_corr_map"].bool())
+
+
+THEIRS = {"labeled": "x", "labeled_correlated": "x_corr", "strong1": "s", "feature": "fp", "soft": "kl"}
+
+
+def corr_network():
+    network = Playback()
+    network.encoder = type("Encoder", (), {"channels": (6,)})
+    return network
+
+
+def test_corrmatch(monkeypatch):
+    """Their threshold moves before a step uses it, ours after: the second of two equal steps is theirs."""
+    arrays = Arrays("peers/corrmatch")
+    names = ("logits_x", "logits_w", "logits_fp", "logits_s", "logits_x_corr", "logits_w_corr", "logits_s_corr")
+    logits_x, logits_w, dropped, logits_s, spread_x, spread_w, spread_s = with_grad(arrays, *names)
+    memory = float(arrays["thresh_momentum"])
+    settings = {"confidence": float(arrays["thresh_before"]), "threshold_memory": memory, "soft_target": "code"}
+    method = CorrMatch(CorrMatch.settings(**settings), corr_network)
+    likeness = torch.zeros(4, 256, 256, dtype=torch.float64)
+    monkeypatch.setattr(corrmatch, "region_maps", lambda *_: arrays["segments"].bool())
+    propagated = []
+
+    def spread_labels(*arguments):
+        propagated.append((*arguments[:2], *module.spread_labels(*arguments)))
+        return propagated[-1][2:]
+
+    monkeypatch.setattr(corrmatch, "spread_labels", spread_labels)
+    strong = torch.zeros(1, 2, 3, 16, 16, dtype=torch.float64)
+    own = replace(unlabeled(arrays["pad"], strong, arrays["box"]), chance=torch.zeros(2, dtype=torch.float64))
+    batch = TrainBatch(labeled(arrays["y_x"]), own, partner=unlabeled(arrays["pad_partner"], strong))
+    for number in range(2):
+        decoded = torch.cat([logits_x, logits_w, torch.full_like(logits_x, torch.nan), dropped])
+        method.segmenter.answers = [arrays["logits_w_partner"], decoded, logits_s]
+        heard = iter([(torch.cat([spread_x, spread_w]), likeness), (spread_s, likeness[:2])])
+        method.correlation.forward = lambda *_, heard=heard: next(heard)
+        output = method(batch, START)
+        assert float(method.level.value) == float(arrays["thresh_before" if number == 0 else "out_thresh"])
+        method.after_step(START)
+        if number == 0:
+            close(method.level.value, arrays["out_thresh"])
+            method.level.value.copy_(arrays["out_thresh"])
+    _, confident, labels, trusted = propagated[-1]
+    assert torch.equal(confident, arrays["out_conf_mask"].bool())
+    assert torch.equal(trusted, arrays["out_prop_mask"].bool()) and (trusted & ~confident).any()
+    assert torch.equal(labels, arrays["out_label"])
+    terms = {name: term.mean() for name, term in output.terms.items()}
+    for name, theirs in THEIRS.items():
+        close(terms[name], arrays[f"out_loss_{theirs}"])
+    close(0.5 * (terms["correlated"] + terms["correlated_weak"]), arrays["out_loss_corr"])
+    close(output.loss, arrays["out_loss"])
+    output.loss.backward()
+    close(logits_s.grad, arrays["grad_logits_s"])
+    known = method.counts(batch)
+    assert known.keys() == terms.keys()
     assert all(int(known[name]) == int(term.count) for name, term in output.terms.items())

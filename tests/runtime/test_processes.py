@@ -24,6 +24,8 @@ from tests.helpers import make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
+OLD = ["method.confidence=0.3", "method.old_confidence=0.3", "method.history=2"]
+SPREAD = ["method.confidence=0.3", "method.correlation_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
 HARD = ["method.ohem_threshold=0.05"]
 BOTTLENECK = ["model.bottleneck=allspark"]
@@ -93,6 +95,8 @@ def network(name):
         pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", "method.filter=percentile", *NO_FEATURES], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES], marks=pytest.mark.slow),
+        pytest.param(["method.name=prevmatch", *NO_FEATURES, *OLD], marks=pytest.mark.slow),
+        pytest.param(["method.name=corrmatch", *NO_FEATURES, *SPREAD], marks=pytest.mark.slow),
         # pairs are those of a process: without CutMix there are none
         pytest.param([*V2, "method.confidence=0.3", "method.cutmix=0"], marks=pytest.mark.slow),
         pytest.param(["method.name=cutmix-seg", "method.confidence=0.3"], marks=pytest.mark.slow),
@@ -104,8 +108,8 @@ def network(name):
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
-        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
+        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "prevmatch", "corrmatch"),
+        *("unimatch-v2", "cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

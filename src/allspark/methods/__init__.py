@@ -7,6 +7,7 @@ from allspark.errors import ConfigError
 from allspark.methods.allspark import AllSpark
 from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
+from allspark.methods.corrmatch import CorrMatch
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
     "prevmatch": PrevMatch,
+    "corrmatch": CorrMatch,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

@@ -47,10 +47,13 @@ class Consistency(Method):
             return self.learn(batch, progress)
         labeled = batch.labeled
         assert labeled is not None
-        loss = self.labeled_weight * self.labeled_loss(self.segmenter.logits(labeled.image), labeled.mask)
-        return StepOutput(
-            {"labeled": loss}, class_pixels=class_pixels(self.segmenter.num_classes, labeled=labeled.mask)
-        )
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask)
+        return StepOutput(self.learn_labeled(labeled), class_pixels=pixels)
+
+    def learn_labeled(self, labeled: LabeledBatch) -> dict[str, Term]:
+        """The terms of a step of labelled images alone."""
+        loss = self.labeled_loss(self.segmenter.logits(labeled.image), labeled.mask)
+        return {"labeled": self.labeled_weight * loss}
 
     def output(
         self,

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.corrmatch import CorrMatch
 from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
@@ -30,6 +31,7 @@ __all__ = [
     "AllSpark",
     "AugSeg",
     "Consistency",
+    "CorrMatch",
     "CutMixSeg",
     "FixMatch",
     "JointTeacher",
@@ -53,6 +55,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
     "prevmatch": PrevMatch,
+    "corrmatch": CorrMatch,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
