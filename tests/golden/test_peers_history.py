@@ -17,6 +17,8 @@ from allspark.methods.history import History
 from allspark.methods.losses import trusted_cross_entropy
 from allspark.methods.prevmatch import PrevMatch, triangle
 from allspark.methods.propagation import region_maps
+from allspark.methods.semivl import SemiVL
+from allspark.models.clip import best_concepts
 from allspark.models.correlation import CorrelationHead
 from allspark.models.segmenter import Features
 from tests.golden.arrays import Arrays
@@ -182,3 +184,57 @@ def test_corrmatch(monkeypatch):
     known = method.counts(batch)
     assert known.keys() == terms.keys()
     assert all(int(known[name]) == int(term.count) for name, term in output.terms.items())
+
+
+TRUST = {"pixelwise": "pixel", "pixelratio": "share", "pixelavg": "confidence"}
+OVER = {"mean": "labels", "mean_valid": "valid", "mean_all": "all"}
+
+
+class Clip(torch.nn.Module):
+    """Says what it is told to."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels = labels
+
+    def forward(self, image):
+        """Certain of each label, and of nothing where it is 255."""
+        certain = torch.nn.functional.one_hot(self.labels.where(self.labels != 255, 0), 5).movedim(3, 1).double()
+        return pixels(100 * certain * (self.labels != 255)[:, None])
+
+
+@pytest.mark.parametrize("reduction", OVER)
+@pytest.mark.parametrize("mode", TRUST)
+def test_semivl(mode, reduction):
+    arrays = Arrays("peers/semivl_losses")
+    settings = {
+        "confidence": float(arrays["conf_thresh"]),
+        "trust": TRUST[mode],
+        "trust_sums": "code",
+        "clip_mean": OVER[reduction],
+        "clip_weight": (float(arrays["lambda"]),) * 2,
+    }
+    method = SemiVL(SemiVL.settings(**settings), Playback)
+    own, other = arrays["clip"], arrays["clip_other"]
+    method.clip = Clip(torch.cat([own, other]))
+    names = ("pred_x", "pred_w", "pred_w_other", "pred_s1", "pred_s2", "pred_fp")
+    pred_x, pred_w, pred_w_other, pred_s1, pred_s2, pred_fp = (arrays[name] for name in names)
+    decoded = torch.cat([pred_x, pred_w, torch.full_like(pred_x, torch.nan), pred_fp])
+    method.segmenter.answers = [pred_w_other, decoded, torch.cat([pred_s1, pred_s2])]
+    strong = torch.zeros(2, 2, 3, 6, 6, dtype=torch.float64)
+    batch = TrainBatch(
+        labeled(arrays["mask_x"]),
+        unlabeled(arrays["ignore"], strong, arrays["mix1"], arrays["mix2"]),
+        partner=unlabeled(arrays["ignore_other"], strong),
+    )
+    output = method(batch, START)
+    close(output.terms["labeled"].mean(), arrays["loss_x"])
+    for name, short in {"strong1": "s1", "strong2": "s2", "feature": "fp"}.items():
+        close(output.terms[name].mean(), arrays[f"{mode}_{short}"])
+        close(output.terms[f"clip_{name}"].mean(), arrays[f"mc_{reduction}_{short}"])
+    close(output.loss, arrays[f"total_{mode}_{reduction}"])
+
+
+def test_the_concepts_of_semivl():
+    arrays = Arrays("peers/semivl_losses")
+    close(best_concepts(arrays["concept_pred"], arrays["concept_groups"], 3), arrays["concept_agg"])

@@ -101,6 +101,7 @@ def build_method_of(
         state.weights = weights.to_json()
     if config.train.precision == "fp64":
         method.double()
+    method.name_classes(source.classes)
     method.begin()
     return method, state
 

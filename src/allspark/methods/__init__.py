@@ -13,6 +13,7 @@ from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.pseudo_label import PseudoLabel
+from allspark.methods.semivl import SemiVL
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
 from allspark.methods.unimatch import UniMatch
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch-v2": UniMatchV2,
     "prevmatch": PrevMatch,
     "corrmatch": CorrMatch,
+    "semivl": SemiVL,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +51,9 @@ class Method(nn.Module, ABC):
         self.segmenter = build()
         self.labeled_loss = labeled_loss(settings)
         self._mining = settings.labeled_loss == "ohem"  # its count is known after the pass only
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Hear what the classes are called, before ``begin``: for methods that read. Not called on resume."""
 
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""

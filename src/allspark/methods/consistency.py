@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from allspark.batch import IGNORE, LabeledBatch, Progress, StepOutput, Term, TrainBatch
@@ -60,7 +60,7 @@ class Consistency(Method):
         terms: Mapping[str, Term],
         labeled: LabeledBatch,
         labels: Int[Tensor, "u H W"],
-        sure: Bool[Tensor, "u H W"],
+        sure: Shaped[Tensor, "u H W"],
         valid: Bool[Tensor, "u H W"],
         **metrics: Tensor,
     ) -> StepOutput:
@@ -70,13 +70,13 @@ class Consistency(Method):
             terms: of the loss.
             labeled: the labelled images.
             labels: pseudo-labels of the weak views.
-            sure: which of them count.
+            sure: which of them count, or how far each is trusted.
             valid: False where a crop was padded.
             metrics: what else to log.
         """
         pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
         pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        kept = (sure & valid).sum() / valid.sum().clamp(min=1)
+        kept = (sure * valid).sum() / valid.sum().clamp(min=1)
         return StepOutput(terms, self.metrics() | {"kept": kept} | metrics, pixels)
 
     @abstractmethod

@@ -11,9 +11,8 @@ from allspark.batch import Progress, StepOutput, Term, TrainBatch
 from allspark.config import methods as config
 from allspark.kernels.logits import Logits
 from allspark.methods.history import History
-from allspark.methods.losses import trusted_cross_entropy
 from allspark.methods.mixing import valid_pixels
-from allspark.methods.unimatch import PseudoLabels, Streams, UniMatch
+from allspark.methods.unimatch import PseudoLabels, Streams, UniMatch, trusted
 from allspark.models.segmenter import Segmenter
 
 
@@ -37,7 +36,7 @@ class PrevMatch(UniMatch):
         self.ensemble = settings.ensemble
         self.old_confidence = settings.old_confidence
         self.old_trust = settings.old_trust
-        self.as_code = settings.old_trust_sums == "code"
+        self.agreement = trusted(settings.old_trust, settings.old_trust_sums == "code")
 
     def after_validation(self, progress: Progress, best: bool) -> None:
         """Keep a copy of the network if it is the best so far."""
@@ -64,18 +63,13 @@ class PrevMatch(UniMatch):
         scores = self.history.logits(images, self.history.draw(self.ensemble, progress.step))
         halves = scores.split([len(part.weak) for part in pair])
         own, other = (self._old_labels(*half) for half in zip(halves, map(valid_pixels, pair), strict=True))
-        terms = streams.agreement(own, other, weight, self._agreement)
+        terms = streams.agreement(own, other, weight, self.agreement)
         return {f"old_{name}": term for name, term in terms.items()}
 
     def _old_labels(self, scores: Logits, valid: Tensor) -> PseudoLabels:
         confidence, labels = scores.best()
         sure = confidence if self.old_trust == "confidence" else confidence >= self.old_confidence
         return PseudoLabels(labels, sure, valid)
-
-    def _agreement(self, logits: Logits, target: PseudoLabels) -> Term:
-        return trusted_cross_entropy(
-            logits, target.labels, target.sure, target.valid, by=self.old_trust, as_code=self.as_code
-        )
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """The labels of earlier students have the same pixels."""

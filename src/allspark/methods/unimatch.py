@@ -17,7 +17,7 @@ from allspark.data.boxes import UniMatchBoxes
 from allspark.kernels.logits import Logits
 from allspark.methods.base import eval_logits
 from allspark.methods.consistency import Consistency
-from allspark.methods.losses import masked_cross_entropy
+from allspark.methods.losses import Trust, trusted_cross_entropy
 from allspark.methods.mixing import mix, reversed_batch, valid_pixels, view_boxes
 from allspark.models.segmenter import Features, Segmenter
 
@@ -46,9 +46,17 @@ Agreement = Callable[[Logits, PseudoLabels], Term]
 """A loss of logits and what they should say."""
 
 
-def sure_cross_entropy(logits: Logits, target: PseudoLabels) -> Term:
-    """Cross-entropy of the labels that count, as a mean over all pixels that are no padding."""
-    return masked_cross_entropy(logits, target.labels, target.sure, target.valid)
+def trusted(by: Trust, as_code: bool) -> Agreement:
+    """Cross-entropy as far as labels are trusted; arguments as of `trusted_cross_entropy`."""
+
+    def loss(logits: Logits, target: PseudoLabels) -> Term:
+        return trusted_cross_entropy(logits, target.labels, target.sure, target.valid, by, as_code)
+
+    return loss
+
+
+sure_cross_entropy = trusted("pixel", False)
+"""Of the labels that count, as a mean over all pixels that are no padding."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.semivl import SemiVL
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
 from allspark.config.methods.unimatch import UniMatch
@@ -40,6 +41,7 @@ __all__ = [
     "PrevMatch",
     "PseudoLabel",
     "STPlusPlus",
+    "SemiVL",
     "Supervised",
     "UniMatch",
     "UniMatchV2",
@@ -56,6 +58,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "unimatch-v2": UniMatchV2,
     "prevmatch": PrevMatch,
     "corrmatch": CorrMatch,
+    "semivl": SemiVL,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
