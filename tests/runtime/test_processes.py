@@ -97,6 +97,10 @@ def network(name):
         pytest.param(["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES], marks=pytest.mark.slow),
         pytest.param(["method.name=prevmatch", *NO_FEATURES, *OLD], marks=pytest.mark.slow),
         pytest.param(["method.name=corrmatch", *NO_FEATURES, *SPREAD], marks=pytest.mark.slow),
+        pytest.param(
+            ["method.name=semivl", *NO_FEATURES, "method.trust=share", "method.confidence=0.3"], marks=pytest.mark.slow
+        ),
+        pytest.param(["method.name=pseudoseg", "method.cutout=20"], marks=pytest.mark.slow),
         # pairs are those of a process: without CutMix there are none
         pytest.param([*V2, "method.confidence=0.3", "method.cutmix=0"], marks=pytest.mark.slow),
         pytest.param(["method.name=cutmix-seg", "method.confidence=0.3"], marks=pytest.mark.slow),
@@ -108,7 +112,15 @@ def network(name):
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
-        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "prevmatch", "corrmatch"),
+        *(
+            "unimatch with the bottleneck",
+            "unimatch by percentile",
+            "unimatch by class",
+            "prevmatch",
+            "corrmatch",
+            "semivl",
+            "pseudoseg",
+        ),
         *("unimatch-v2", "cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
     ],
 )

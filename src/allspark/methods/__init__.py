@@ -13,6 +13,7 @@ from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.pseudo_label import PseudoLabel
+from allspark.methods.pseudoseg import PseudoSeg
 from allspark.methods.semivl import SemiVL
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "prevmatch": PrevMatch,
     "corrmatch": CorrMatch,
     "semivl": SemiVL,
+    "pseudoseg": PseudoSeg,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

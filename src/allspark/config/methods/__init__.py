@@ -18,6 +18,7 @@ from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.pseudoseg import PseudoSeg
 from allspark.config.methods.semivl import SemiVL
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -40,6 +41,7 @@ __all__ = [
     "MethodConfig",
     "PrevMatch",
     "PseudoLabel",
+    "PseudoSeg",
     "STPlusPlus",
     "SemiVL",
     "Supervised",
@@ -59,6 +61,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "prevmatch": PrevMatch,
     "corrmatch": CorrMatch,
     "semivl": SemiVL,
+    "pseudoseg": PseudoSeg,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
