@@ -375,9 +375,19 @@ def test_divided_weights_train_as_whole_ones(scenes, tmp_path, encoder):
 
 
 @pytest.mark.slow
-def test_a_teacher_follows_divided_weights(scenes, tmp_path):
-    """Two processes with whole weights and with divided ones, AdamW, the bottleneck; the teacher is what is scored."""
-    method = ["method.name=fixmatch", "method.confidence=0.3", *BOTTLENECK, "optim.name=adamw", *ADAM]
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["method.name=fixmatch", "method.confidence=0.3", *BOTTLENECK],
+        ["method.name=prevmatch", *NO_FEATURES, *OLD],
+        ["method.name=corrmatch", *NO_FEATURES, *SPREAD],
+        ["method.name=pseudoseg", "method.cutout=20"],
+    ],
+    ids=["teacher", "history", "correlation", "attended maps"],
+)
+def test_what_is_beside_a_network_follows_divided_weights(scenes, tmp_path, method):
+    """Two processes with whole weights and with divided ones, AdamW; a teacher is what is scored."""
+    method = [*method, "optim.name=adamw", *ADAM]
     for shard in ("false", "true"):
         run(command(scenes, tmp_path / shard, 2, *batches(2), *method, f"train.shard={shard}"))
     assert_same_training(tmp_path / "false", tmp_path / "true", tolerance=1e-6)
