@@ -40,6 +40,7 @@ STEPS = [
     "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
+    "method.name=semicvt method.unlabeled_views=strong method.filter=class-wise method.supervised_epochs=0.5",
 ]
 
 

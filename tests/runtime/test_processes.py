@@ -101,11 +101,12 @@ def network(name):
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
         pytest.param(["method.name=st++"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
+        pytest.param(["method.name=semicvt", "method.cutmix=0", "method.drop_path=0"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
+        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged", "semicvt"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

@@ -51,6 +51,11 @@ class Method(nn.Module, ABC):
         self.labeled_loss = labeled_loss(settings)
         self._mining = settings.labeled_loss == "ohem"  # its count is known after the pass only
 
+    @classmethod
+    def make_network(cls, settings: Any, plain: Segmenter) -> Segmenter:
+        """What ``build`` returns and what a checkpoint's weights belong to, of the plain network that is configured."""
+        return plain
+
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""
 

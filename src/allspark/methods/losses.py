@@ -14,7 +14,7 @@ from torch import Tensor
 from allspark.batch import IGNORE, Term
 from allspark.config.methods import MethodConfig
 from allspark.kernels.logits import Logits
-from allspark.runtime.collectives import all_gather, world_size
+from allspark.runtime.collectives import all_gather, all_reduce, world_size
 
 Loss = Callable[[Logits, Tensor], Term]
 """Logits and target (b, H, W), class ids or IGNORE -> a term."""
@@ -52,6 +52,25 @@ def masked_cross_entropy(
         keep = keep & over
     total = logits.losses(target).where(keep, 0).sum()
     return Term(total, keep.new_tensor(keep.numel(), dtype=torch.int64) if over is None else over.sum())
+
+
+def reliable_cross_entropy(
+    logits: Logits, target: Int[Tensor, "b H W"], keep: Bool[Tensor, "b H W"], over: Bool[Tensor, "b H W"]
+) -> Term:
+    """Cross-entropy, a mean over the pixels that are kept, times all pixels by those (U2PL, Wang et al., CVPR 2022).
+
+    Args:
+        logits: of b images.
+        target: (b, H, W), class ids or IGNORE.
+        keep: pixels that count, of those of ``over`` that have a class.
+        over: pixels that are all.
+    """
+    keep = keep & over & (target != IGNORE)
+    everything = over.sum()
+    counts = all_reduce(torch.stack([everything, keep.sum()]).double())
+    factor = (counts[0] / counts[1].clamp(min=1)).square()
+    total = logits.losses(target).where(keep, 0).sum()
+    return Term(total * factor.to(total.dtype), everything)
 
 
 Distance = Literal["squared", "logits", "kl", "cross-entropy"]

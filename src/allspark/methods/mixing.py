@@ -56,11 +56,16 @@ def view_boxes(batch: UnlabeledBatch) -> list[Tensor]:
 
 def mix_logits(own: Logits, other: Logits, where: Bool[Tensor, "b H W"]) -> Logits:
     """The same for logits, on the decoder's grid: each of its cells is the one's or the other's, as its middle is."""
+    return replace(own, coarse=mix(own.coarse, other.coarse, at_cells(where, own)))
+
+
+def at_cells(pixels: Bool[Tensor, "b H W"], logits: Logits) -> Bool[Tensor, "b h w"]:
+    """What is said of pixels, in the middle of each cell of the decoder's grid."""
     rows, columns = (
-        ((torch.arange(n, device=where.device) + 0.5) * (padded / n)).long().clamp(max=size - 1)
-        for n, padded, size in zip(own.coarse.shape[2:], own.padded, own.size, strict=True)
+        ((torch.arange(n, device=pixels.device) + 0.5) * (padded / n)).long().clamp(max=size - 1)
+        for n, padded, size in zip(logits.coarse.shape[2:], logits.padded, logits.size, strict=True)
     )
-    return replace(own, coarse=mix(own.coarse, other.coarse, where[:, rows[:, None], columns]))
+    return pixels[:, rows[:, None], columns]
 
 
 def valid_pixels(batch: UnlabeledBatch) -> Bool[Tensor, "u H W"]:

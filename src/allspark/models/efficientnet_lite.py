@@ -75,7 +75,7 @@ class EfficientNetLite0(nn.Module):
     def parts(self) -> list[Sequence[nn.Module]]:
         """What computes each of these maps from the one before, the first from the image."""
         ends = [0, *(tap + 1 for tap in _TAPS)]
-        first, *rest = (self.stages[begin:end] for begin, end in pairwise(ends))
+        first, *rest = (list(self.stages)[begin:end] for begin, end in pairwise(ends))
         return [[self.stem, *first], *rest]
 
 

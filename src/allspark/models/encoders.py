@@ -43,7 +43,6 @@ from allspark.models.pretrained import body_from_state, load_body
 from allspark.models.published import mit_sizes, nvlabs_to_transformers, read_foreign
 from allspark.runtime.modes import evaluating
 
-
 Change = Callable[[int, Tensor], Tensor]
 """Number of a feature map, from 0, and the map -> what takes its place."""
 
@@ -70,9 +69,7 @@ class Encoder(nn.Module):
         # Images are padded to multiples of this (1: any size) and to at least the last stride.
         self._multiple = multiple
 
-    def forward(
-        self, image: Float[Tensor, "b 3 H W"], change: Change | None = None
-    ) -> list[Float[Tensor, "b _ _ _"]]:
+    def forward(self, image: Float[Tensor, "b 3 H W"], change: Change | None = None) -> list[Float[Tensor, "b _ _ _"]]:
         """(b, 3, H, W) -> feature maps (b, c_i, ~H / stride_i, ~W / stride_i).
 
         Args:

@@ -1,4 +1,4 @@
-"""SemiCVT's network (Huang et al., CVPR 2023): a thin transformer branch beside an encoder, exchanging at three stages."""
+"""SemiCVT's network (Huang et al., CVPR 2023): beside an encoder a thin transformer, exchanging at three stages."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ class TwoBranchSegmenter(Segmenter):
     def decode(self, features: Features) -> Logits:
         """The mean of both heads' logits."""
         one, other = (head(maps) for head, maps in self._heads(features))
-        return self._logits((one + other) / 2, features)
+        return self._sized((one + other) / 2, features)
 
     def branches(self, features: Features) -> list[tuple[Float[Tensor, "b c h w"], Logits]]:
         """What the classifier of each head reads, and its logits: the encoder's, then the branch's."""
         hidden = [(head, head.hidden(maps)) for head, maps in self._heads(features)]
-        return [(x, self._logits(head.classify(x), features)) for head, x in hidden]
+        return [(x, self._sized(head.classify(x), features)) for head, x in hidden]
 
     def _heads(self, features: Features) -> list[tuple[Decoder, Sequence[Tensor]]]:
         local, wide = features.maps[:-_EXCHANGES], features.maps[-_EXCHANGES:]
         return [(self.decoder, local), (self.second, (*local[:-_EXCHANGES], *wide))]
 
-    def _logits(self, coarse: Tensor, features: Features) -> Logits:
+    def _sized(self, coarse: Tensor, features: Features) -> Logits:
         return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
 
 
@@ -153,7 +153,9 @@ class AttentionBlock(nn.Module):
         missing = [-side % _REDUCTION for side in x.shape[2:]]
         coarse = self.reduce(F.pad(normed.movedim(3, 1), (0, missing[1], 0, missing[0])))
         key, value = self.key_value(self.reduced_norm(coarse.flatten(2).mT)).chunk(2, -1)
-        split = (part.unflatten(2, (_HEADS, -1)).transpose(1, 2) for part in (self.query(normed.flatten(1, 2)), key, value))
+        split = (
+            part.unflatten(2, (_HEADS, -1)).transpose(1, 2) for part in (self.query(normed.flatten(1, 2)), key, value)
+        )
         attended = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
         tokens = tokens + self.project(attended).view_as(tokens)
         out: Tensor = (tokens + self.mlp(tokens)).movedim(3, 1)

@@ -16,6 +16,7 @@ from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.semicvt import SemiCVT
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
 from allspark.config.methods.unimatch import UniMatch
@@ -36,6 +37,7 @@ __all__ = [
     "MethodConfig",
     "PseudoLabel",
     "STPlusPlus",
+    "SemiCVT",
     "Supervised",
     "UniMatch",
     "UniMatchV2",
@@ -54,6 +56,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "semicvt": SemiCVT,
 }
 """Settings by the name of their method."""
 
