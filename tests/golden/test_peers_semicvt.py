@@ -21,10 +21,10 @@ SIDE = {
 def test_local_global_interaction():
     arrays = Arrays("peers/semicvt_lgi")
     published, state = arrays.part("sd/"), {}
-    for number, branch in enumerate(("cnn", "trans")):
+    for side, branch in (("local", "cnn"), ("wide", "trans")):
         for theirs, ours in SIDE.items():
             part = arrays.part(f"sd/{theirs.format(branch)}.")
-            state |= {f"sides.{number}.{ours}.{name}": tensor for name, tensor in part.items()}
+            state |= {f"{side}.{ours}.{name}": tensor for name, tensor in part.items()}
     assert len(state) == len(published)
     module = LocalGlobalInteraction(16, 32).double()
     module.load_state_dict(state)

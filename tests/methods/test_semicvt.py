@@ -99,7 +99,7 @@ def test_attention_equals_a_plain_one():
 
 def test_an_exchange_that_is_left_out_leaves_the_map_without_what_is_new():
     torch.manual_seed(0)
-    side = TransformerBranch((8, 8, 8, 8), (4, 8, 16, 32), 32, 0.5).stages[0]["exchange"].sides[0]
+    side = TransformerBranch((8, 8, 8, 8), (4, 8, 16, 32), 32, 0.5).stages[0]["exchange"].local
     narrow = torch.randn(400, 8, 4, 4)
     out = side.back(narrow, side.spectrum(narrow))
     bare = side.up(narrow)
@@ -181,8 +181,8 @@ def test_teachers_statistics_follow_its_own_passes_in_the_warm_up_too():
 def test_settings_that_do_not_fit_are_one_line():
     with pytest.raises(ConfigError, match=r"method\.branch_channels: .+, got 48$"):
         apply_overrides(Config(), ["method.name=semicvt", "method.branch_channels=48"])
-    short = ["model.encoder=resnet", "model.encoder_config={}", "model.encoder_config.depths=[1,1,1]"]
-    sizes = ["model.encoder_config.hidden_sizes=[8,16,24]", "model.decoder=deeplabv3plus"]
+    short = ["model.encoder=resnet", "model.encoder_config={}", "model.encoder_config.depths=[1,1]"]
+    sizes = ["model.encoder_config.hidden_sizes=[8,16]", "model.decoder=deeplabv3plus"]
     with pytest.raises(ConfigError, match=r"^method\.name: semicvt needs .* 4 stages at least, and this one has 3"):
         build(*short, *sizes)
 

@@ -128,14 +128,17 @@ class _EfficientNetLite(Encoder):
         return maps
 
     def stages(self) -> list[Sequence[nn.Module]]:
-        return self.body.parts()
+        body: Any = self.body
+        parts: list[Sequence[nn.Module]] = body.parts()
+        return parts
 
 
 class _ResNet(Encoder):
     def stages(self) -> list[Sequence[nn.Module]]:
-        stages = list(self.body.encoder.stages)
+        body: Any = self.body
+        stages = list(body.encoder.stages)
         first = len(stages) - len(self.channels) + 1
-        return [[self.body.embedder, *stages[:first]], *([stage] for stage in stages[first:])]
+        return [[body.embedder, *stages[:first]], *([stage] for stage in stages[first:])]
 
 
 class _MixTransformer(Encoder):
@@ -145,7 +148,8 @@ class _MixTransformer(Encoder):
         return list(self.body(image, output_hidden_states=True).hidden_states)[-STAGES:]
 
     def stages(self) -> list[Sequence[nn.Module]]:
-        return [[stage] for stage in self.body.stages]
+        body: Any = self.body
+        return [[stage] for stage in body.stages]
 
 
 def _efficientnet_lite0(config: ModelConfig, load_weights: bool) -> Encoder:

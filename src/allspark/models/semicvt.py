@@ -173,19 +173,18 @@ class LocalGlobalInteraction(nn.Module):
 
     def __init__(self, channels: int, width: int, drop_path: float = 0.25) -> None:
         super().__init__()
-        self.sides = nn.ModuleList(_Side(own, width // 4, drop_path) for own in (channels, width))
+        self.local = _Side(channels, width // 4, drop_path)
+        self.wide = _Side(width, width // 4, drop_path)
 
     def forward(
         self, local: Float[Tensor, "b c h w"], wide: Float[Tensor, "b d h w"]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b d h w"]]:
         """Both maps after the exchange."""
-        maps = (local, wide)
-        narrow = [side.down(x) for side, x in zip(self.sides, maps, strict=True)]
-        spectra = [side.spectrum(x) for side, x in zip(self.sides, narrow, strict=True)]
-        gates = [side.gate(x.real).sigmoid() for side, x in zip(self.sides, spectra, strict=True)]
-        parts = zip(self.sides, maps, narrow, spectra, reversed(gates), strict=True)
-        one, other = (x + side.back(low, spectrum * (1 + gate)) for side, x, low, spectrum, gate in parts)
-        return one, other
+        narrow, narrow_wide = self.local.down(local), self.wide.down(wide)
+        spectrum, spectrum_wide = self.local.spectrum(narrow), self.wide.spectrum(narrow_wide)
+        gate, gate_wide = self.local.gate(spectrum.real).sigmoid(), self.wide.gate(spectrum_wide.real).sigmoid()
+        local = local + self.local.back(narrow, spectrum * (1 + gate_wide))
+        return local, wide + self.wide.back(narrow_wide, spectrum_wide * (1 + gate))
 
 
 class _Side(nn.Module):
@@ -230,6 +229,7 @@ def _drawn_anew(decoder: Decoder) -> Decoder:
     """Another of the same sizes."""
     other = copy.deepcopy(decoder)
     for part in other.modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
     return other
