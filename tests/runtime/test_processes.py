@@ -20,6 +20,7 @@ from allspark.engine.sinks import read_log
 from allspark.runtime.launch import ProcessesFailed, launch
 from tests.conftest import TINY
 from tests.fakes import ENCODERS
+from tests.forks import Forks
 from tests.helpers import make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
@@ -41,8 +42,19 @@ def scenes(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def forks():
+    server = Forks()
+    yield server
+    server.close()
+
+
+def with_defaults(*changes):
+    return [*TINY, *EXACT, *FOUR_STEPS, "views.scale=[0.5,2.0]", "data.crop=64", *changes]
+
+
 def command(scenes, out, processes=1, *changes):
-    changes = [*TINY, *EXACT, *FOUR_STEPS, "views.scale=[0.5,2.0]", "data.crop=64", *changes]
+    changes = with_defaults(*changes)
     options = [part for change in changes for part in ("--set", change)]
     arguments = ["train", "--recipe", "folder", "--data", scenes, "--out", out, *options]
     return [sys.executable, "-m", "allspark.cli.app", *map(str, arguments), "--processes", str(processes)]
@@ -108,11 +120,17 @@ def network(name):
         *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
     ],
 )
-def test_two_processes_train_what_one_does(scenes, tmp_path, changes):
+def test_two_processes_train_what_one_does(scenes, tmp_path, forks, changes):
     """The same global batch, in float64 and without dropout."""
-    run(command(scenes, tmp_path / "one", 1, *batches(4), *changes))
-    done = run(command(scenes, tmp_path / "two", 2, *batches(2), *changes))
+    for name, processes in (("one", 1), ("two", 2)):
+        size = batches(4 // processes)
+        config = apply_overrides(load_recipe("folder"), with_defaults(*size, *changes, f"data.root={scenes}"))
+        forks.train(config, tmp_path / name, processes)
     assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_command_starts_two_processes_that_speak_as_one(scenes, tmp_path):
+    done = run(command(scenes, tmp_path / "two", 2, *batches(2)))
     assert "2 processes" in done.stderr and done.stdout.count("mIoU") == 2  # best and last, told once
     assert "Warning" not in done.stderr
 
