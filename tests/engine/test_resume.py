@@ -33,6 +33,7 @@ STEPS = [
     *(pytest.param(f"method.name={name} optim.name=sgd", marks=pytest.mark.slow) for name in METHODS),
     "method.name=fixmatch model.bottleneck=allspark method.confidence=0.2",
     "model.bottleneck_gate=true model.bottleneck_own=0.5",
+    "method.name=cps model.auxiliary_weight=0.4 method.labeled_loss=ohem",
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
     "method.name=cps method.cutmix=false",
     "method.name=cutmix-seg method.unlabeled_views=strong method.confidence=0.2 method.distance=kl",

@@ -101,6 +101,10 @@ def network(name):
         pytest.param(["method.name=supervised", "optim.clip_norm=0.1"], marks=pytest.mark.slow),
         # fewer pixels than are asked for in one process, but not in both
         pytest.param(["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD], marks=pytest.mark.slow),
+        pytest.param(
+            ["model.auxiliary_weight=0.4", "method.labeled_loss=ohem", "method.ohem_min_kept=900", *HARD],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
         pytest.param(["method.name=unimatch", "method.filter=percentile", *NO_FEATURES], marks=pytest.mark.slow),
@@ -115,7 +119,8 @@ def network(name):
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
-        *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
+        *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem"),
+        *("ohem of an auxiliary head", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
         *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -14,17 +15,32 @@ from torch import Tensor
 from allspark.batch import IGNORE, Term
 from allspark.config.methods import MethodConfig
 from allspark.kernels.logits import Logits
-from allspark.runtime.collectives import all_gather, world_size
+from allspark.runtime.collectives import all_gather, all_reduce, world_size
 
 Loss = Callable[[Logits, Tensor], Term]
 """Logits and target (b, H, W), class ids or IGNORE -> a term."""
 
 
 def labeled_loss(settings: MethodConfig) -> Loss:
-    """The loss of labelled images that a method's settings name."""
+    """The loss of labelled images that a method's settings name, with that of the auxiliary head where there is one."""
+    loss: Loss = cross_entropy
     if settings.labeled_loss == "ohem":
-        return partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
-    return cross_entropy
+        loss = partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
+    return partial(_with_auxiliary, loss)
+
+
+def _with_auxiliary(loss: Loss, logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
+    """One term for both heads: the mean of the first, and ``weight`` times that of the second.
+
+    Hard pixels are others for each head, and so many others; over all processes each is a mean over its own.
+    """
+    term = loss(logits, target)
+    if logits.auxiliary is None:
+        return term
+    other = loss(logits.of_auxiliary(), target)
+    own, beside = all_reduce(torch.stack([term.count, other.count]).double())
+    share = (own / beside.clamp(min=1)).to(other.total.dtype)
+    return replace(term, total=term.total + logits.auxiliary.weight * share * other.total)
 
 
 def cross_entropy(logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
