@@ -4,6 +4,7 @@ from allspark.config.methods import METHOD_CONFIGS, MethodConfig
 from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
+from allspark.methods.ael import AEL
 from allspark.methods.allspark import AllSpark
 from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "ael": AEL,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from allspark.config.methods.ael import AEL, Equalization
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
@@ -24,12 +25,14 @@ from allspark.config.plugins import load_entry_points
 from allspark.errors import ConfigError
 
 __all__ = [
+    "AEL",
     "CPS",
     "METHOD_CONFIGS",
     "AllSpark",
     "AugSeg",
     "Consistency",
     "CutMixSeg",
+    "Equalization",
     "FixMatch",
     "JointTeacher",
     "MeanTeacher",
@@ -54,6 +57,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "ael": AEL,
 }
 """Settings by the name of their method."""
 
