@@ -21,8 +21,9 @@ from allspark.models.segmenter import Segmenter
 from tests.fakes import ENCODERS
 from tests.helpers import batch_of
 
-PADDING_COUNTS = {"cps"}  # as published
-OWN_COUNTS = {"ael": {"labeled_consistency", "unlabeled"}}  # weights, which the teacher gives
+PADDING_COUNTS = {"cps", "fpl"}  # as published
+WEIGHTED = {"labeled_consistency", "unlabeled"}
+OWN_COUNTS = {"ael": WEIGHTED, "fpl-ael": WEIGHTED}  # weights, which the teacher gives
 
 
 def config(name, encoder="segformer", *changes):

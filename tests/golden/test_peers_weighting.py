@@ -8,6 +8,7 @@ import torch
 from allspark.batch import Progress
 from allspark.methods import ael
 from allspark.methods.filters import class_means
+from allspark.methods.fpl import FPL, FPLOnAEL, fuzzy_losses
 from allspark.methods.mixing import mix
 from tests.golden.arrays import Arrays
 from tests.golden.test_peers import Playback, close, with_grad
@@ -67,9 +68,61 @@ def test_which_images_hold_a_class_of_ael():
     assert torch.equal(ours, arrays["out_cutmix_bank"][:, arrays["bank_index"]].bool())
 
 
-def test_copy_paste_of_ael(monkeypatch):
+def test_copy_paste_of_ael():
     arrays = Arrays("peers/ael")
     image, mask = arrays["paste_x"], arrays["paste_y"]
     where = ael.of_classes(arrays["paste_src_y"], arrays["paste_classes"].expand(2, -1))
     close(mix(image, arrays["paste_src_x"], where), arrays["out_paste_x"])
     assert torch.equal(mix(mask, arrays["paste_src_y"], where), arrays["out_paste_y"])
+
+
+@pytest.mark.parametrize("kind", ["concave", "linear", "convex", "none"])
+@pytest.mark.parametrize("mass", [0.9, 0.95])
+@pytest.mark.parametrize(("method", "theirs"), [(FPL, "cps"), (FPLOnAEL, "ael")])
+def test_fuzzy_positives(method, theirs, mass, kind):
+    arrays = Arrays("peers/fpl_topk")
+    settings = method.settings(positive_mass=mass, fuzziness=kind)
+    (student,) = with_grad(arrays, "student_logits")
+    losses = fuzzy_losses(pixels(student), arrays["teacher_logits"], settings)
+    key = f"{theirs}_T{mass}_{kind}"
+    close(losses, arrays[f"{key}_loss"] * arrays[f"{key}_weight"])
+    losses.mean().backward()
+    close(student.grad, arrays[f"{key}_grad_mean"])
+
+
+@pytest.mark.parametrize("name", ["cons", "cons_sample"])
+def test_weighted_loss_of_fpl_on_ael(name, monkeypatch):
+    arrays = Arrays("peers/fpl_criteria")
+    maps = arrays["cons_sample_uniform"]
+    monkeypatch.setattr(ael, "_uniform", lambda labels, _: maps.gather(0, labels))
+    settings = FPLOnAEL.settings(sampling=name == "cons_sample", positive_mass=float(arrays["threshold"]))
+    method = FPLOnAEL(settings, playback(7))
+    method.running.copy_(arrays["class_criterion"])
+    (student,) = with_grad(arrays, "student_logits")
+    target = arrays["teacher_logits"]
+    every = torch.ones_like(target[:, 0]).bool()
+    found = ael.Found(target.argmax(1), arrays["conf"], every, every, target)
+    loss = method.consistency(pixels(student), found, START).mean()
+    close(loss, arrays[f"{name}_loss"])
+    loss.backward()
+    close(student.grad, arrays[f"{name}_grad"])
+
+
+def test_class_confidence_of_fpl_on_ael():
+    arrays = Arrays("peers/fpl_criteria")
+    logits, mask = pixels(arrays["student_logits"]), arrays["gt"]
+    ours, _ = class_means((-logits.losses(mask)).exp(), mask, mask != 255, 7)
+    float32(ours, arrays["category_confidence"].double())
+
+
+def test_cross_loss_of_fpl():
+    arrays = Arrays("peers/fpl_criteria")
+    settings = FPL.settings(positive_mass=float(arrays["threshold"]))
+    logits = [pixels(arrays["student_logits"]), pixels(arrays["cps_s2"])]
+    targets = [arrays["cps_t2"], arrays["teacher_logits"]]
+    losses = FPL(settings, playback(7)).cross_losses(logits, targets)
+    raw = [fuzzy_losses(one, target, settings) for one, target in zip(logits, reversed(targets), strict=True)]
+    close(sum(x.mean() for x in raw), arrays["cps_raw"])
+    close(sum(x.mean() for x in losses), arrays["cps_loss"])
+    for ours, unscaled in zip(losses, raw, strict=True):
+        close(ours, arrays["cps_balance"] * unscaled)

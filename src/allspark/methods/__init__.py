@@ -11,6 +11,7 @@ from allspark.methods.base import Method
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.fpl import FPL, FPLOnAEL
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -30,6 +31,8 @@ METHODS: dict[str, type[Method]] = {
     "augseg": AugSeg,
     "st++": STPlusPlus,
     "ael": AEL,
+    "fpl": FPL,
+    "fpl-ael": FPLOnAEL,
 }
 
 

@@ -13,9 +13,10 @@ from allspark.config.methods.ael import AEL, Equalization
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
-from allspark.config.methods.cps import CPS
+from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.fpl import FPL, FPLOnAEL
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -27,12 +28,15 @@ from allspark.errors import ConfigError
 __all__ = [
     "AEL",
     "CPS",
+    "FPL",
     "METHOD_CONFIGS",
     "AllSpark",
     "AugSeg",
     "Consistency",
+    "CrossSupervision",
     "CutMixSeg",
     "Equalization",
+    "FPLOnAEL",
     "FixMatch",
     "JointTeacher",
     "MeanTeacher",
@@ -58,6 +62,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "augseg": AugSeg,
     "st++": STPlusPlus,
     "ael": AEL,
+    "fpl": FPL,
+    "fpl-ael": FPLOnAEL,
 }
 """Settings by the name of their method."""
 
