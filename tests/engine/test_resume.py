@@ -40,6 +40,9 @@ STEPS = [
     "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
+    "method.name=ael method.unlabeled_views=strong method.confidence=0.2 method.paste=1 optim.accumulate=2",
+    "method.name=fpl method.cutmix=false method.fuzziness=convex",
+    "method.name=fpl-ael method.sampling=false method.paste_draws=3 method.adaptive_boxes=false",
 ]
 
 
