@@ -20,7 +20,7 @@ from allspark.engine.sinks import read_log
 from allspark.runtime.launch import ProcessesFailed, launch
 from tests.conftest import TINY
 from tests.fakes import ENCODERS
-from tests.helpers import make_pseudo_masks
+from tests.helpers import choose, make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
@@ -105,13 +105,14 @@ def network(name):
         pytest.param(["method.name=ael", "method.confidence=0.3", *OWN_BOXES], marks=pytest.mark.slow),
         pytest.param(["method.name=fpl"], marks=pytest.mark.slow),
         pytest.param(["method.name=fpl-ael", *OWN_BOXES], marks=pytest.mark.slow),
+        pytest.param([*choose("logicdiag"), "method.cutmix=0"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
         *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "ael", "fpl"),
-        *("fpl on ael", "averaged"),
+        *("fpl on ael", "logicdiag", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

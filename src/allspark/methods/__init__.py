@@ -12,6 +12,7 @@ from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.fpl import FPL, FPLOnAEL
+from allspark.methods.logicdiag import LogicDiag
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "ael": AEL,
     "fpl": FPL,
     "fpl-ael": FPLOnAEL,
+    "logicdiag": LogicDiag,
 }
 
 

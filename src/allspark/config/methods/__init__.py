@@ -17,6 +17,7 @@ from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.fpl import FPL, FPLOnAEL
+from allspark.config.methods.logicdiag import LogicDiag
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -39,6 +40,7 @@ __all__ = [
     "FPLOnAEL",
     "FixMatch",
     "JointTeacher",
+    "LogicDiag",
     "MeanTeacher",
     "MethodConfig",
     "PseudoLabel",
@@ -64,6 +66,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "ael": AEL,
     "fpl": FPL,
     "fpl-ael": FPLOnAEL,
+    "logicdiag": LogicDiag,
 }
 """Settings by the name of their method."""
 
