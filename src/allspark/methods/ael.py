@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,7 +43,7 @@ class AEL(MeanTeacher):
     mixed images; its labels weigh as its confidence squared, and count the rarer, the surer the network is of a class.
     """
 
-    settings = config.AEL
+    settings: ClassVar[type[config.Equalization]] = config.AEL
     running: Tensor
 
     def __init__(self, settings: config.Equalization, build: Callable[[], Segmenter]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -26,7 +27,7 @@ class CPS(Method):
     Padding counts too, as published. The first network is evaluated and kept.
     """
 
-    settings = config.CPS
+    settings: ClassVar[type[config.CrossSupervision]] = config.CPS
 
     def __init__(self, settings: config.CrossSupervision, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
@@ -94,8 +95,8 @@ class CPS(Method):
         targets = []
         with torch.no_grad():
             for network in self.networks():
-                found = (self.target(network.logits(part.weak)) for part in (one, two))
-                targets.append(mix(*found, where))
+                own, other = (self.target(network.logits(part.weak)) for part in (one, two))
+                targets.append(mix(own, other, where))
         torch.clear_autocast_cache()  # see methods.base.eval_logits
         return mix(one.weak, two.weak, where), targets
 
