@@ -81,6 +81,12 @@ def make_pseudo_masks(root: Path) -> None:
     (root / "pseudo.txt").write_text("".join(lines))
 
 
+def choose(name: str) -> list[str]:
+    """Overrides that choose a method, with what it cannot do without on generated scenes."""
+    needed = {"logicdiag": ['method.hierarchy={"thing":[ball,crate,tent,ring]}']}
+    return [f"method.name={name}", *needed.get(name, [])]
+
+
 class LogitsOf(nn.Module):
     """Lets a plain network (images to logits of every pixel) be predicted with, as a Segmenter is."""
 

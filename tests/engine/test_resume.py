@@ -18,7 +18,7 @@ from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError
 from allspark.methods import METHODS
 from allspark.runtime.signals import Interrupted, StopRequest
-from tests.helpers import Lines, StopAfter, assert_same_run, link_to
+from tests.helpers import Lines, StopAfter, assert_same_run, choose, link_to
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def config(tiny_config, tiny_folder):
 STEPS = [
     *("optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7", "optim.name=adamw"),
     "optim.name=adamw optim.decay_norms=false optim.warmup_steps=2 optim.schedule=cosine train.precision=bf16",
-    *(f"method.name={name} optim.name=adamw" for name in METHODS),
-    *(pytest.param(f"method.name={name} optim.name=sgd", marks=pytest.mark.slow) for name in METHODS),
+    *(" ".join([*choose(name), "optim.name=adamw"]) for name in METHODS),
+    *(pytest.param(" ".join([*choose(name), "optim.name=sgd"]), marks=pytest.mark.slow) for name in METHODS),
     "method.name=fixmatch model.bottleneck=allspark method.confidence=0.2",
     "model.bottleneck_gate=true model.bottleneck_own=0.5",
     "method.name=cps model.auxiliary_weight=0.4 method.labeled_loss=ohem",
@@ -41,6 +41,9 @@ STEPS = [
     "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
+    "method.name=ael method.unlabeled_views=strong method.confidence=0.2 method.paste=1 optim.accumulate=2",
+    "method.name=fpl method.cutmix=false method.fuzziness=convex",
+    "method.name=fpl-ael method.sampling=false method.paste_draws=3 method.adaptive_boxes=false",
 ]
 
 

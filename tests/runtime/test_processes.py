@@ -21,12 +21,13 @@ from allspark.runtime.launch import ProcessesFailed, launch
 from tests.conftest import TINY
 from tests.fakes import ENCODERS
 from tests.forks import Forks
-from tests.helpers import make_pseudo_masks
+from tests.helpers import choose, make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
 HARD = ["method.ohem_threshold=0.05"]
+OWN_BOXES = ["method.adaptive_boxes=false"]
 BOTTLENECK = ["model.bottleneck=allspark"]
 ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
 FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "model.bottleneck_warmup_epochs=2", "train.health_images=2"]
@@ -116,13 +117,19 @@ def network(name):
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
         pytest.param(["method.name=st++"], marks=pytest.mark.slow),
+        # a box comes out of the images of a process: without adaptive ones, out of the own partner
+        pytest.param(["method.name=ael", "method.confidence=0.3", *OWN_BOXES], marks=pytest.mark.slow),
+        pytest.param(["method.name=fpl"], marks=pytest.mark.slow),
+        pytest.param(["method.name=fpl-ael", *OWN_BOXES], marks=pytest.mark.slow),
+        pytest.param([*choose("logicdiag"), "method.cutmix=0"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem"),
         *("ohem of an auxiliary head", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
+        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "ael", "fpl"),
+        *("fpl on ael", "logicdiag", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, forks, changes):

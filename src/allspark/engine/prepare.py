@@ -83,6 +83,7 @@ def build_method_of(
         building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
+    method.name_classes(source.classes)
     if checkpoint is not None:
         if config.train.precision == "fp64":
             method.double()

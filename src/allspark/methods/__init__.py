@@ -4,12 +4,15 @@ from allspark.config.methods import METHOD_CONFIGS, MethodConfig
 from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
+from allspark.methods.ael import AEL
 from allspark.methods.allspark import AllSpark
 from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.fpl import FPL, FPLOnAEL
+from allspark.methods.logicdiag import LogicDiag
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -28,6 +31,10 @@ METHODS: dict[str, type[Method]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "ael": AEL,
+    "fpl": FPL,
+    "fpl-ael": FPLOnAEL,
+    "logicdiag": LogicDiag,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +50,13 @@ class Method(nn.Module, ABC):
         self.segmenter = build()
         self.labeled_loss = labeled_loss(settings)
         self._mining = settings.labeled_loss == "ohem"  # its count is known after the pass only
+
+    def name_classes(self, classes: Sequence[str]) -> None:
+        """Learn the names of the data set's classes, by id, once before training.
+
+        Raises:
+            ConfigError: a setting names a class that there is not.
+        """
 
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""

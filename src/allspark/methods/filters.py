@@ -60,13 +60,32 @@ def follow_confidence(
         valid: False where a crop was padded; these pixels do not count.
         memory: share that stays of what was, 0 to 1.
     """
-    seen = valid.flatten().to(running.dtype)
-    sums = running.new_zeros(2, len(running))
-    sums[0].index_add_(0, labels.flatten(), confidence.flatten().to(running.dtype) * seen)
-    sums[1].index_add_(0, labels.flatten(), seen)
-    total, count = all_reduce(sums)
-    mean = total / count.clamp(min=1)
+    mean, count = class_means(confidence, labels, valid, len(running))
+    mean = mean.to(running.dtype)
     return torch.where(count > 0, memory * running + (1 - memory) * mean, running)
+
+
+def class_means(
+    values: Float[Tensor, "b H W"], labels: Int[Tensor, "b H W"], valid: Bool[Tensor, "b H W"], num_classes: int
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """The mean of the pixels of each class, of all processes, and how many there are; 0 for absent classes.
+
+    Args:
+        values: of each pixel.
+        labels: class ids; whatever it is where a pixel does not count.
+        valid: which pixels count.
+        num_classes: k.
+
+    Returns:
+        Two of (k,) in float64.
+    """
+    seen = valid.flatten().double()
+    place = labels.where(valid, 0).flatten()
+    sums = seen.new_zeros(2, num_classes)
+    sums[0].index_add_(0, place, values.flatten().to(seen.dtype) * seen)
+    sums[1].index_add_(0, place, seen)
+    total, count = all_reduce(sums)
+    return total / count.clamp(min=1), count
 
 
 class PixelFilter(nn.Module):

@@ -48,6 +48,14 @@ def pasted_next(x: Shaped[Tensor, "b ..."], where: Bool[Tensor, "b H W"]) -> Ten
     return mix(x, x.roll(-1, 0), where)
 
 
+def partners(count: int, device: torch.device) -> Int[Tensor, " b"]:
+    """Which image is pasted into each one: its neighbour; the last of an odd number is its own.
+
+    Images come in random order, so neighbours are as good as drawn; and they are the same with several processes.
+    """
+    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
+
+
 def view_boxes(batch: UnlabeledBatch) -> list[Tensor]:
     """Where the boxes of each draw are, (u, H, W) each."""
     assert batch.boxes is not None

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from allspark.config.methods.ael import AEL, Equalization
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
-from allspark.config.methods.cps import CPS
+from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.fpl import FPL, FPLOnAEL
+from allspark.config.methods.logicdiag import LogicDiag
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -24,14 +27,20 @@ from allspark.config.plugins import load_entry_points
 from allspark.errors import ConfigError
 
 __all__ = [
+    "AEL",
     "CPS",
+    "FPL",
     "METHOD_CONFIGS",
     "AllSpark",
     "AugSeg",
     "Consistency",
+    "CrossSupervision",
     "CutMixSeg",
+    "Equalization",
+    "FPLOnAEL",
     "FixMatch",
     "JointTeacher",
+    "LogicDiag",
     "MeanTeacher",
     "MethodConfig",
     "PseudoLabel",
@@ -54,6 +63,10 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "ael": AEL,
+    "fpl": FPL,
+    "fpl-ael": FPLOnAEL,
+    "logicdiag": LogicDiag,
 }
 """Settings by the name of their method."""
 
