@@ -13,6 +13,7 @@ from allspark.methods.fixmatch import FixMatch
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
+from allspark.methods.u2pl import U2PL
 from allspark.methods.unimatch import UniMatch
 from allspark.methods.unimatch_v2 import UniMatchV2
 from allspark.models.segmenter import Segmenter, build_segmenter
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "u2pl": U2PL,
 }
 
 

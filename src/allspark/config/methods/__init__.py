@@ -11,13 +11,14 @@ from difflib import get_close_matches
 
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
-from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.base import Consistency, ContrastTeacher, JointTeacher, MeanTeacher, MethodConfig
 from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
+from allspark.config.methods.u2pl import U2PL
 from allspark.config.methods.unimatch import UniMatch
 from allspark.config.methods.unimatch_v2 import UniMatchV2
 from allspark.config.plugins import load_entry_points
@@ -26,9 +27,11 @@ from allspark.errors import ConfigError
 __all__ = [
     "CPS",
     "METHOD_CONFIGS",
+    "U2PL",
     "AllSpark",
     "AugSeg",
     "Consistency",
+    "ContrastTeacher",
     "CutMixSeg",
     "FixMatch",
     "JointTeacher",
@@ -54,6 +57,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "u2pl": U2PL,
 }
 """Settings by the name of their method."""
 
