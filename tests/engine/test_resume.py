@@ -40,6 +40,8 @@ STEPS = [
     "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
+    "method.name=u2pl method.supervised_epochs=0.5 method.bank_sizes=[90,70] method.contrast_rule=code",
+    "method.name=dgcl method.supervised_epochs=0 method.bank_size=40 method.dense=9 method.neighbours=[3]",
 ]
 
 

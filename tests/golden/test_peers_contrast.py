@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from allspark.kernels.logits import Logits
-from allspark.methods import u2pl
+from allspark.methods import dgcl, u2pl
 from allspark.methods.contrast import at_grid, reliable_cross_entropy
+from allspark.methods.dgcl import DGCL
 from allspark.methods.filters import percentile
 from allspark.methods.u2pl import U2PL
 from tests.golden.arrays import Arrays
@@ -95,3 +96,62 @@ def test_contrast_of_u2pl(name, rule, compared, monkeypatch):
         place = torch.arange(len(rows))[None]
         assert int(method.bank.count[index]) == len(rows)
         assert torch.equal(method.bank.at(place, torch.tensor([index]))[0], rows)
+
+
+def test_density_of_dgcl():
+    arrays = Arrays("peers/dgcl_density")
+    close(dgcl.density(arrays["feat"], arrays["memo"], arrays["k"].tolist()), arrays["density_norm1_dot"])
+
+
+def in_order(shape, step, purpose, device):
+    """Draws that leave everything where it is."""
+    return torch.arange(shape[0], dtype=torch.float64)
+
+
+def test_bank_of_dgcl(monkeypatch):
+    """The third update finds a class with more than a thousand rows; their list has the newest first."""
+    arrays = Arrays("peers/dgcl_memory_update")
+    settings = DGCL.settings(bank_size=1200, neighbours=(2, 4, 8), projection_channels=2)
+
+    class Narrow(Small):
+        hidden_channels, num_classes = 3, 2
+
+    method = DGCL(settings, Narrow)
+    method.bank.double()
+    monkeypatch.setattr(dgcl, "uniform", in_order)
+    before = arrays["u3_mem0_before"]
+    new = len(arrays["u3_mem0_head"])
+    old = torch.cat([before.flip(0), torch.zeros(len(before), 3)], 1)  # as after two updates, the second of 20 rows
+    method.bank.push(old, torch.tensor([[True], [False]]).expand(-1, len(old)))
+    method.remember(arrays["u3_fts"], arrays["u3_rep"], arrays["u3_lab"], 1, 0)
+    assert method.bank.count.tolist() == [len(before) + new, 18] and new == 18
+    place = torch.arange(new)[None]
+    rows = method.bank.at(len(before) + place, torch.tensor([0]))[0]
+    assert torch.equal(rows[:, :3], arrays["u3_mem0_head"]) and torch.equal(rows[:, 3:5], arrays["u3_proj0_head"])
+    close(rows[:, 5], arrays["u3_density0_head"])
+    assert torch.equal(method.bank.at(place, torch.tensor([1]))[0, :, 5], arrays["u3_density1_head"])
+
+
+@pytest.mark.parametrize(("dense", "anchors"), [(5, 10), (50, 200)])
+def test_loss_of_dgcl(dense, anchors):
+    arrays = Arrays("peers/dgcl_loss")
+
+    class Narrow(Small):
+        hidden_channels, num_classes = 6, 3
+
+    settings = DGCL.settings(
+        bank_size=60, neighbours=tuple(arrays["k_den"].tolist()), dense=dense, anchors=anchors, projection_channels=5
+    )
+    method = DGCL(settings, Narrow)
+    method.bank.double()
+    stored = torch.cat([arrays["mem_fts"], arrays["mem_proj"], arrays["mem_density"][..., None]], 2)  # (k, 60, 12)
+    members = torch.eye(3, dtype=torch.bool)[..., None].expand(-1, -1, 60).flatten(1)
+    (rep,) = with_grad(arrays, "rep")
+    assert method.contrast(arrays["fts"], rep, arrays["label"], 1, 0).mean() == 0  # the bank is empty
+    method.bank.push(stored.flatten(0, 1), members)
+    loss = method.contrast(arrays["fts"], rep, arrays["label"], 1, 0).mean()
+    close(loss, arrays[f"loss_hi{dense}_lo{anchors}"])
+    loss.backward()
+    close(rep.grad, arrays[f"grad_hi{dense}_lo{anchors}"])
+    nothing = method.contrast(arrays["fts"], rep, torch.zeros_like(arrays["label"]), 1, 0).mean()
+    assert arrays["loss_only_class0_is_none"] and nothing == 0

@@ -25,6 +25,14 @@ from tests.helpers import make_pseudo_masks
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
+U2PL = [
+    *("method.name=u2pl", "method.cutmix=0", "method.projection_dropout=0", "method.bank_sizes=[60,50]"),
+    "method.ranks=[1,4]",
+]
+DGCL = [
+    *("method.name=dgcl", "method.cutmix=0", "method.bank_size=20", "method.bank_new=20", "method.dense=8"),
+    *("method.neighbours=[2,8]", "method.contrast_drop=[0,0]", "method.contrast_first=true"),
+]
 HARD = ["method.ohem_threshold=0.05"]
 BOTTLENECK = ["model.bottleneck=allspark"]
 ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
@@ -100,12 +108,15 @@ def network(name):
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
         pytest.param(["method.name=st++"], marks=pytest.mark.slow),
+        # the next image is one of the process: without CutMix there is none; banks that are filled and overwritten
+        pytest.param(U2PL, marks=pytest.mark.slow),
+        pytest.param(DGCL, marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
+        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "u2pl", "dgcl", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

@@ -9,6 +9,7 @@ from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
+from allspark.methods.dgcl import DGCL
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "augseg": AugSeg,
     "st++": STPlusPlus,
     "u2pl": U2PL,
+    "dgcl": DGCL,
 }
 
 

@@ -44,7 +44,7 @@ class U2PL(ContrastTeacher):
     settings = config.U2PL
 
     def __init__(self, settings: config.U2PL, build: Callable[[], Segmenter]) -> None:
-        super().__init__(settings, build, kernels=(3, 3), dropout=0.1)
+        super().__init__(settings, build, kernels=(3, 3), dropout=settings.projection_dropout)
         self.views = Views(labeled=settings.labeled_views, boxes=HalfBoxes(settings.cutmix))
         self.own = settings
         self.teacher_projection = Average(self.projection, settings.ema_decay, buffers="own")

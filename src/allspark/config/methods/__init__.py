@@ -14,6 +14,7 @@ from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, ContrastTeacher, JointTeacher, MeanTeacher, MethodConfig
 from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
+from allspark.config.methods.dgcl import DGCL
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
@@ -26,6 +27,7 @@ from allspark.errors import ConfigError
 
 __all__ = [
     "CPS",
+    "DGCL",
     "METHOD_CONFIGS",
     "U2PL",
     "AllSpark",
@@ -58,6 +60,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "augseg": AugSeg,
     "st++": STPlusPlus,
     "u2pl": U2PL,
+    "dgcl": DGCL,
 }
 """Settings by the name of their method."""
 

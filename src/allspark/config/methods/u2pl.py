@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from allspark.config.fields import Count, Positive, Probability
+from allspark.config.fields import Count, Dropout, Positive, Probability
 from allspark.config.methods.base import ContrastTeacher
 
 
@@ -30,6 +30,7 @@ class U2PL(ContrastTeacher):
         description="share of the unlabelled pixels, those of the lowest entropy, that are anchors and positives, and, "
         "those of the highest, negatives, at the start and at the end of training",
     )
+    projection_dropout: Dropout = Field(0.1, description="share of the channels that the projection loses in training")
     anchors: Positive = Field(256, description="pixels of each class that are compared [a step]")
     anchor_confidence: Probability = Field(
         0.3, description="the teacher's probability of its class above which a pixel is an anchor"
