@@ -59,8 +59,8 @@ def merged(parts, order):
                       pseudo=join([part.pseudo for part in parts]))  # fmt: skip
 
 
-# Memory and class confidence are written, and read, by one micro-batch after the other; fpl scales the loss of each.
-IN_TURN = {"allspark", "ael", "fpl", "fpl-ael"}
+# Memory, banks and class confidence are written, and read, by one micro-batch after the other; fpl scales each loss.
+IN_TURN = {"allspark", "ael", "fpl", "fpl-ael", "u2pl", "dgcl"}
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_TURN])

@@ -44,6 +44,8 @@ STEPS = [
     "method.name=ael method.unlabeled_views=strong method.confidence=0.2 method.paste=1 optim.accumulate=2",
     "method.name=fpl method.cutmix=false method.fuzziness=convex",
     "method.name=fpl-ael method.sampling=false method.paste_draws=3 method.adaptive_boxes=false",
+    "method.name=u2pl method.supervised_epochs=0.5 method.bank_sizes=[90,70] method.contrast_rule=code",
+    "method.name=dgcl method.supervised_epochs=0 method.bank_size=40 method.dense=9 method.neighbours=[3]",
 ]
 
 

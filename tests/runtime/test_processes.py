@@ -26,6 +26,14 @@ from tests.helpers import choose, make_pseudo_masks
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
+U2PL = [
+    *("method.name=u2pl", "method.cutmix=0", "method.projection_dropout=0", "method.bank_sizes=[60,50]"),
+    "method.ranks=[1,4]",
+]
+DGCL = [
+    *("method.name=dgcl", "method.cutmix=0", "method.bank_size=20", "method.bank_new=20", "method.dense=8"),
+    *("method.neighbours=[2,8]", "method.contrast_drop=[0,0]", "method.contrast_first=true"),
+]
 HARD = ["method.ohem_threshold=0.05"]
 OWN_BOXES = ["method.adaptive_boxes=false"]
 BOTTLENECK = ["model.bottleneck=allspark"]
@@ -91,46 +99,45 @@ def network(name):
     return [f"model.encoder={name}", "model.encoder_config={}", *sizes, *more]
 
 
+# One number of processes or another: the same; the first of them with every run of the tests.
+SAME = {
+    "allspark": [],
+    "pseudo-label on ResNet": ["method.name=pseudo-label", *network("resnet")],
+    "Swin": network("swin"),
+    "no memory": ["model.bottleneck_memory=false"],
+    "accumulated": ["model.bottleneck_grouping=off", "optim.accumulate=2"],
+    "clipped": ["method.name=supervised", "optim.clip_norm=0.1"],
+    # fewer pixels than are asked for in one process, but not in both
+    "ohem": ["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD],
+    "ohem of an auxiliary head": [
+        *("model.auxiliary_weight=0.4", "method.labeled_loss=ohem", "method.ohem_min_kept=900", *HARD),
+    ],
+    "unimatch": ["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES],
+    "unimatch with the bottleneck": ["method.name=unimatch", *NO_FEATURES, *BOTTLENECK],
+    "unimatch by percentile": ["method.name=unimatch", "method.filter=percentile", *NO_FEATURES],
+    "unimatch by class": ["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES],
+    # pairs are those of a process: without CutMix there are none
+    "unimatch-v2": [*V2, "method.confidence=0.3", "method.cutmix=0"],
+    "cutmix-seg": ["method.name=cutmix-seg", "method.confidence=0.3"],
+    "augseg": ["method.name=augseg", "method.confidence=0.3", *BOTTLENECK],
+    "cps with AdamW": ["method.name=cps", "optim.name=adamw", *ADAM],
+    "plain cps": ["method.name=cps", "method.cutmix=false"],
+    "st++": ["method.name=st++"],
+    # a box comes out of the images of a process: without adaptive ones, out of the own partner
+    "ael": ["method.name=ael", "method.confidence=0.3", *OWN_BOXES],
+    "fpl": ["method.name=fpl"],
+    "fpl on ael": ["method.name=fpl-ael", *OWN_BOXES],
+    "logicdiag": [*choose("logicdiag"), "method.cutmix=0"],
+    # the next image is one of the process: without CutMix there is none; banks that are filled and overwritten
+    "u2pl": U2PL,
+    "dgcl": DGCL,
+    "averaged": ["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"],
+}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        [],
-        pytest.param(["method.name=pseudo-label", *network("resnet")], marks=pytest.mark.slow),
-        pytest.param(network("swin"), marks=pytest.mark.slow),
-        pytest.param(["model.bottleneck_memory=false"], marks=pytest.mark.slow),
-        pytest.param(["model.bottleneck_grouping=off", "optim.accumulate=2"], marks=pytest.mark.slow),
-        pytest.param(["method.name=supervised", "optim.clip_norm=0.1"], marks=pytest.mark.slow),
-        # fewer pixels than are asked for in one process, but not in both
-        pytest.param(["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD], marks=pytest.mark.slow),
-        pytest.param(
-            ["model.auxiliary_weight=0.4", "method.labeled_loss=ohem", "method.ohem_min_kept=900", *HARD],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", "method.filter=percentile", *NO_FEATURES], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES], marks=pytest.mark.slow),
-        # pairs are those of a process: without CutMix there are none
-        pytest.param([*V2, "method.confidence=0.3", "method.cutmix=0"], marks=pytest.mark.slow),
-        pytest.param(["method.name=cutmix-seg", "method.confidence=0.3"], marks=pytest.mark.slow),
-        pytest.param(["method.name=augseg", "method.confidence=0.3", *BOTTLENECK], marks=pytest.mark.slow),
-        pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
-        pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
-        pytest.param(["method.name=st++"], marks=pytest.mark.slow),
-        # a box comes out of the images of a process: without adaptive ones, out of the own partner
-        pytest.param(["method.name=ael", "method.confidence=0.3", *OWN_BOXES], marks=pytest.mark.slow),
-        pytest.param(["method.name=fpl"], marks=pytest.mark.slow),
-        pytest.param(["method.name=fpl-ael", *OWN_BOXES], marks=pytest.mark.slow),
-        pytest.param([*choose("logicdiag"), "method.cutmix=0"], marks=pytest.mark.slow),
-        pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
-    ],
-    ids=[
-        *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem"),
-        *("ohem of an auxiliary head", "unimatch"),
-        *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "ael", "fpl"),
-        *("fpl on ael", "logicdiag", "averaged"),
-    ],
+    [pytest.param(x, id=name, marks=() if name == "allspark" else pytest.mark.slow) for name, x in SAME.items()],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, forks, changes):
     """The same global batch, in float64 and without dropout."""

@@ -10,12 +10,14 @@ from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
+from allspark.methods.dgcl import DGCL
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.fpl import FPL, FPLOnAEL
 from allspark.methods.logicdiag import LogicDiag
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
+from allspark.methods.u2pl import U2PL
 from allspark.methods.unimatch import UniMatch
 from allspark.methods.unimatch_v2 import UniMatchV2
 from allspark.models.segmenter import Segmenter, build_segmenter
@@ -35,6 +37,8 @@ METHODS: dict[str, type[Method]] = {
     "fpl": FPL,
     "fpl-ael": FPLOnAEL,
     "logicdiag": LogicDiag,
+    "u2pl": U2PL,
+    "dgcl": DGCL,
 }
 
 

@@ -24,12 +24,23 @@ def lowest_share(entropy: Float[Tensor, "u H W"], valid: Bool[Tensor, "u H W"], 
         valid: False where a crop was padded; these pixels do not count.
         share: of the pixels that count, 0 to 1.
     """
-    ranked = all_gather(entropy.masked_fill(~valid, torch.inf).flatten()).sort().values
+    return (entropy < percentile(entropy, valid, share)) & valid
+
+
+def percentile(values: Float[Tensor, "u H W"], valid: Bool[Tensor, "u H W"], share: float) -> Float[Tensor, ""]:
+    """The value below which a share of the valid pixels of all processes is, linear between two of them.
+
+    Args:
+        values: of each pixel, finite.
+        valid: which pixels count; infinity where none does.
+        share: 0 to 1.
+    """
+    ranked = all_gather(values.masked_fill(~valid, torch.inf).flatten()).sort().values
     last = ((ranked < torch.inf).sum() - 1).clamp(min=0)
     place = share * last.double()
     low = place.floor().long()
     below, above = ranked.index_select(0, torch.stack([low, torch.minimum(low + 1, last)]))
-    return (entropy < torch.lerp(below, above, (place - low).to(below.dtype))) & valid
+    return torch.lerp(below, above, (place - low).to(below.dtype))
 
 
 def class_thresholds(confidence: float, running: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

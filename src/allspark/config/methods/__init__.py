@@ -12,15 +12,17 @@ from difflib import get_close_matches
 from allspark.config.methods.ael import AEL, Equalization
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
-from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.base import Consistency, ContrastTeacher, JointTeacher, MeanTeacher, MethodConfig
 from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
+from allspark.config.methods.dgcl import DGCL
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.fpl import FPL, FPLOnAEL
 from allspark.config.methods.logicdiag import LogicDiag
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
+from allspark.config.methods.u2pl import U2PL
 from allspark.config.methods.unimatch import UniMatch
 from allspark.config.methods.unimatch_v2 import UniMatchV2
 from allspark.config.plugins import load_entry_points
@@ -29,11 +31,14 @@ from allspark.errors import ConfigError
 __all__ = [
     "AEL",
     "CPS",
+    "DGCL",
     "FPL",
     "METHOD_CONFIGS",
+    "U2PL",
     "AllSpark",
     "AugSeg",
     "Consistency",
+    "ContrastTeacher",
     "CrossSupervision",
     "CutMixSeg",
     "Equalization",
@@ -67,6 +72,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "fpl": FPL,
     "fpl-ael": FPLOnAEL,
     "logicdiag": LogicDiag,
+    "u2pl": U2PL,
+    "dgcl": DGCL,
 }
 """Settings by the name of their method."""
 
