@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from allspark.batch import Progress
-from allspark.methods import ael
+from allspark.methods import ael, equalization
 from allspark.methods.filters import class_means
 from allspark.methods.fpl import FPL, FPLOnAEL, fuzzy_losses
 from allspark.methods.mixing import mix
@@ -41,15 +41,15 @@ def test_probabilities_of_ael():
     arrays = Arrays("peers/ael")
     running, candidates = arrays["out_bank_after"][0], arrays["target_cat"]
     never = tuple(set(range(6)) - set(candidates.tolist()))
-    close(ael.paste_probability(running, never)[candidates], arrays["out_copy_probability"])
-    close(ael.box_probability(running), arrays["out_bank_class_probability"])
+    close(equalization.paste_probability(running, never)[candidates], arrays["out_copy_probability"])
+    close(equalization.box_probability(running), arrays["out_bank_class_probability"])
 
 
 @pytest.mark.parametrize("sampling", [False, True])
 def test_weighted_loss_of_ael(sampling, monkeypatch):
     arrays = Arrays("peers/ael")
     maps = arrays["uniform"]
-    monkeypatch.setattr(ael, "_uniform", lambda labels, _: maps.gather(0, labels))
+    monkeypatch.setattr(ael, "uniform_map", lambda labels, _: maps.gather(0, labels))
     method = ael.AEL(ael.AEL.settings(sampling=sampling), playback(6))
     method.running.copy_(arrays["out_bank_after"][0])
     (student,) = with_grad(arrays, "student_logits")
@@ -64,14 +64,14 @@ def test_weighted_loss_of_ael(sampling, monkeypatch):
 def test_which_images_hold_a_class_of_ael():
     arrays = Arrays("peers/ael")
     labels = arrays["bank_teacher_logits"].argmax(1)
-    ours = ael.holds(labels, torch.arange(6), float(arrays["area_thresh"]))
+    ours = equalization.holds(labels, torch.arange(6), float(arrays["area_thresh"]))
     assert torch.equal(ours, arrays["out_cutmix_bank"][:, arrays["bank_index"]].bool())
 
 
 def test_copy_paste_of_ael():
     arrays = Arrays("peers/ael")
     image, mask = arrays["paste_x"], arrays["paste_y"]
-    where = ael.of_classes(arrays["paste_src_y"], arrays["paste_classes"].expand(2, -1))
+    where = equalization.of_classes(arrays["paste_src_y"], arrays["paste_classes"].expand(2, -1))
     close(mix(image, arrays["paste_src_x"], where), arrays["out_paste_x"])
     assert torch.equal(mix(mask, arrays["paste_src_y"], where), arrays["out_paste_y"])
 
@@ -94,7 +94,7 @@ def test_fuzzy_positives(method, theirs, mass, kind):
 def test_weighted_loss_of_fpl_on_ael(name, monkeypatch):
     arrays = Arrays("peers/fpl_criteria")
     maps = arrays["cons_sample_uniform"]
-    monkeypatch.setattr(ael, "_uniform", lambda labels, _: maps.gather(0, labels))
+    monkeypatch.setattr(ael, "uniform_map", lambda labels, _: maps.gather(0, labels))
     settings = FPLOnAEL.settings(sampling=name == "cons_sample", positive_mass=float(arrays["threshold"]))
     method = FPLOnAEL(settings, playback(7))
     method.running.copy_(arrays["class_criterion"])

@@ -9,7 +9,7 @@ from allspark.batch import IGNORE, LabeledBatch, Progress, UnlabeledBatch
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
-from allspark.methods import ael, build_method
+from allspark.methods import ael, build_method, equalization
 from allspark.methods.draws import choose, draw_class, draws, key_of
 from allspark.methods.regions import region_boxes, regions
 from tests.conftest import TINY
@@ -174,16 +174,16 @@ def test_padding_gives_no_region():
 def test_the_surer_the_network_is_of_a_class_the_fewer_of_its_pixels_count():
     running = torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64)
     labels = torch.arange(3)[:, None, None].expand(-1, 80, 80)
-    keep = ael.kept(labels, running, draws(labels, 0, torch.arange(80)[:, None], torch.arange(80)))
+    keep = equalization.kept(labels, running, draws(labels, 0, torch.arange(80)[:, None], torch.arange(80)))
     assert keep.double().mean((1, 2)).tolist() == pytest.approx([1.0, 0.5, 0.0], abs=0.02)
     assert keep[0].all() and not keep[2].any()
 
 
 def test_maps_of_a_step_are_the_same_for_all_images_and_differ_between_classes_and_steps():
     labels = torch.tensor([2, 2, 1])[:, None, None].expand(-1, 9, 9)
-    first, second, other = ael._uniform(labels, Progress(4, 1, 10))
+    first, second, other = equalization.uniform_map(labels, Progress(4, 1, 10))
     assert torch.equal(first, second) and not torch.isclose(first, other).any()
-    assert not torch.isclose(first, ael._uniform(labels, Progress(5, 1, 10))[0]).any()
+    assert not torch.isclose(first, equalization.uniform_map(labels, Progress(5, 1, 10))[0]).any()
 
 
 def test_whole_numbers_of_the_loader_s_chances_are_exact():

@@ -13,10 +13,18 @@ from torch import Tensor
 from allspark.batch import IGNORE, LabeledBatch, Progress, StepOutput, Term, TrainBatch, UnlabeledBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import FrenchBoxes
-from allspark.errors import ConfigError
 from allspark.kernels.logits import Logits
 from allspark.methods.consistency import MeanTeacher
 from allspark.methods.draws import choose, draw_class, draws, key_of
+from allspark.methods.equalization import (
+    box_probability,
+    holds,
+    kept,
+    of_classes,
+    paste_probability,
+    require_classes,
+    uniform_map,
+)
 from allspark.methods.filters import class_means
 from allspark.methods.mixing import box_masks, mix, partners, valid_pixels
 from allspark.methods.regions import region_boxes
@@ -58,7 +66,7 @@ class AEL(MeanTeacher):
         )
         self.rules = settings
         num_classes = self.segmenter.num_classes
-        _require_classes(settings.paste_never, num_classes)
+        require_classes(settings.paste_never, num_classes)
         self.register_buffer("running", torch.full((num_classes,), 0.5, dtype=torch.float64))
 
     def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
@@ -107,7 +115,7 @@ class AEL(MeanTeacher):
         weight = found.confidence.square().where(found.valid, 0)
         if self.rules.sampling:
             labels = logits.labels()
-            weight = weight.where(kept(labels, self.running, _uniform(labels, progress)), 0)
+            weight = weight.where(kept(labels, self.running, uniform_map(labels, progress)), 0)
         return Term((weight * self.losses(logits, found).where(found.sure, 0)).sum(), weight.sum())
 
     def pasted(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> LabeledBatch:
@@ -160,54 +168,3 @@ class AEL(MeanTeacher):
     def health(self) -> dict[str, Tensor]:
         """The running confidence of each class too."""
         return super().health() | {"class_confidence": self.running}
-
-
-def paste_probability(running: Float[Tensor, " k"], never: tuple[int, ...]) -> Float[Tensor, " k"]:
-    """How likely each class is drawn to be pasted among labelled images: softmax of sqrt(1 - confidence)."""
-    score = (1 - running).clamp(min=0).sqrt()
-    for number in never:
-        score[number] = -torch.inf
-    return score.softmax(0)
-
-
-def box_probability(running: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """How likely each class is drawn to be pasted among unlabelled images: softmax of 1 - confidence."""
-    return (1 - running).softmax(0)
-
-
-def holds(labels: Int[Tensor, "u H W"], wanted: Int[Tensor, " n"], least: float) -> Bool[Tensor, "n u"]:
-    """Which images hold enough of each class that is wanted: a share of their pixels, 0 to 1."""
-    return torch.stack([(labels == number).double().mean((1, 2)) >= least for number in wanted.unbind()])
-
-
-def kept(
-    labels: Int[Tensor, "b H W"], running: Float[Tensor, " k"], uniform: Float[Tensor, "b H W"]
-) -> Bool[Tensor, "b H W"]:
-    """Which pixels count: all that are taken for the weakest class, a share of the others by 1 - confidence.
-
-    Args:
-        labels: the classes that they are taken for.
-        running: confidence of each class.
-        uniform: random numbers from [0, 1).
-    """
-    weakness = (1 - running).clamp(min=0)
-    share = weakness / weakness.max().clamp(min=torch.finfo(weakness.dtype).tiny)
-    return uniform >= 1 - share[labels]
-
-
-def _uniform(labels: Int[Tensor, "b H W"], progress: Progress) -> Float[Tensor, "b H W"]:
-    """One map of random numbers a class and step, for all images."""
-    rows, columns = (torch.arange(size, device=labels.device) for size in labels.shape[1:])
-    return draws(labels, progress.step, rows[:, None], columns)
-
-
-def of_classes(mask: Int[Tensor, "b H W"], classes: Int[Tensor, "b n"]) -> Bool[Tensor, "b H W"]:
-    """The pixels of some classes."""
-    return (mask[:, None] == classes[:, :, None, None]).any(1)
-
-
-def _require_classes(never: tuple[int, ...], num_classes: int) -> None:
-    if any(number >= num_classes for number in never):
-        raise ConfigError(f"method.paste_never: there are {num_classes} classes, from 0 on, got {list(never)}")
-    if len(set(never)) == num_classes:
-        raise ConfigError(f"method.paste_never: no class is left that could be pasted, got {list(never)}")
