@@ -10,6 +10,7 @@ from allspark.methods.base import Method
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.mkd import MKD
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "mkd": MKD,
 }
 
 

@@ -15,6 +15,7 @@ from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher,
 from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.mkd import MKD
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -26,6 +27,7 @@ from allspark.errors import ConfigError
 __all__ = [
     "CPS",
     "METHOD_CONFIGS",
+    "MKD",
     "AllSpark",
     "AugSeg",
     "Consistency",
@@ -54,6 +56,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "mkd": MKD,
 }
 """Settings by the name of their method."""
 
