@@ -7,10 +7,13 @@ from allspark.errors import ConfigError
 from allspark.methods.allspark import AllSpark
 from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
+from allspark.methods.ccvc import CCVC
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.gta_seg import GTASeg
 from allspark.methods.mkd import MKD
+from allspark.methods.ps_mt import PSMT
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -30,6 +33,9 @@ METHODS: dict[str, type[Method]] = {
     "augseg": AugSeg,
     "st++": STPlusPlus,
     "mkd": MKD,
+    "ccvc": CCVC,
+    "ps-mt": PSMT,
+    "gta-seg": GTASeg,
 }
 
 

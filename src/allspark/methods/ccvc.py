@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from allspark.batch import Progress, StepOutput, Term, TrainBatch, Views
 from allspark.config import methods as config
@@ -16,7 +16,8 @@ from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels, eval_logits, hard_labels
 from allspark.methods.mixing import pasted, valid_pixels, view_boxes
 from allspark.models.ensemble import Ensemble, Network
-from allspark.models.segmenter import Features, Segmenter
+from allspark.models.mapped import MappedSegmenter
+from allspark.models.segmenter import Segmenter
 
 _ENDS = ("", "_2")  # of the names of both networks' terms
 
@@ -95,7 +96,7 @@ class CCVC(Method):
         return [disagree & (one > self.confidence) for one in sure]
 
     def _crossed(
-        self, name: str, logits: list[Logits], labels: list[Tensor], conflicts: list[Tensor], valid: Bool[Tensor, "u H W"]
+        self, name: str, logits: list[Logits], labels: list[Tensor], conflicts: list[Tensor], valid: Tensor
     ) -> dict[str, Term]:
         """What each network loses against the other's labels."""
         terms = {}
@@ -117,29 +118,6 @@ class CCVC(Method):
         return known | {f"alike_{name}": valid.new_tensor(count, dtype=torch.int64) for name, count in images.items()}
 
 
-class MappedSegmenter(Segmenter):
-    """A network whose classifier reads mapped features: a 1x1 convolution with batch norm, then dropout of channels.
-
-    Args:
-        network: whose parts it takes over.
-        dropout: share of the channels that are dropped in training.
-    """
-
-    def __init__(self, network: Segmenter, dropout: float) -> None:
-        super().__init__(network.encoder, network.decoder, network.bottleneck)
-        width = network.hidden_channels
-        self.mapping = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        self.dropout = dropout
-
-    def hidden(self, features: Features) -> Float[Tensor, "b c h w"]:
-        """What the classifier reads: mapped, and with channels dropped."""
-        return F.dropout2d(self.mapping(super().hidden(features)), self.dropout, self.training)
-
-    def decode(self, features: Features) -> Logits:
-        """Logits of features."""
-        return self.classify(self.hidden(features), features)
-
-
 def likeness(one: Float[Tensor, "b c h w"], other: Float[Tensor, "b c h w"]) -> Term:
     """1 + cosine of two networks' features, a mean over images of means over positions; half the gradient to each."""
     wide = torch.promote_types(one.dtype, torch.float32)
@@ -152,8 +130,8 @@ def likeness(one: Float[Tensor, "b c h w"], other: Float[Tensor, "b c h w"]) -> 
 @torch.no_grad()
 def _highest(logits: Logits) -> Float[Tensor, "b H W"]:
     """The highest logit of every pixel."""
-    parts = list(logits.bands())
-    out = parts[0][2].new_empty(len(logits.coarse), *logits.size)
-    for images, rows, band in parts:
+    wide = torch.promote_types(logits.coarse.dtype, torch.float32)
+    out = logits.coarse.new_empty(len(logits.coarse), *logits.size, dtype=wide)
+    for images, rows, band in logits.bands():
         out[images, rows] = band.amax(1)
     return out

@@ -1,4 +1,4 @@
-"""MKD (Yuan, Ge, Wang, Liu, *Semi-supervised Semantic Segmentation with Mutual Knowledge Distillation*, ACM MM 2023)."""
+"""MKD (Yuan et al., *Semi-supervised Semantic Segmentation with Mutual Knowledge Distillation*, ACM MM 2023)."""
 
 from __future__ import annotations
 

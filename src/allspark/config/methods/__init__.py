@@ -12,10 +12,13 @@ from difflib import get_close_matches
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.ccvc import CCVC
 from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.gta_seg import GTASeg
 from allspark.config.methods.mkd import MKD
+from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -25,14 +28,17 @@ from allspark.config.plugins import load_entry_points
 from allspark.errors import ConfigError
 
 __all__ = [
+    "CCVC",
     "CPS",
     "METHOD_CONFIGS",
     "MKD",
+    "PSMT",
     "AllSpark",
     "AugSeg",
     "Consistency",
     "CutMixSeg",
     "FixMatch",
+    "GTASeg",
     "JointTeacher",
     "MeanTeacher",
     "MethodConfig",
@@ -57,6 +63,9 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "augseg": AugSeg,
     "st++": STPlusPlus,
     "mkd": MKD,
+    "ccvc": CCVC,
+    "ps-mt": PSMT,
+    "gta-seg": GTASeg,
 }
 """Settings by the name of their method."""
 

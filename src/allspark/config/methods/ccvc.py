@@ -22,7 +22,7 @@ class CCVC(MethodConfig):
     )
     discrepancy_weight: float = Field(1.0, ge=0, description="weight of the likeness of the networks' features")
     conflict_weight: float = Field(
-        1.5, ge=0, description="weight of pixels where the other disagrees and is sure; others 1; published: Cityscapes 2"
+        1.5, ge=0, description="weight of pixels where the other is sure of another class; published: Cityscapes 2"
     )
     confidence: Probability = Field(
         0.9, description="probability from which on a network is sure where they disagree; published: Cityscapes 0"
