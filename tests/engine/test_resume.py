@@ -40,6 +40,10 @@ STEPS = [
     "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
+    "method.name=mkd optim.accumulate=2",
+    "method.name=ccvc method.conflict=code method.confidence=0.2",
+    "method.name=ps-mt method.supervised_epochs=0.5 method.ramp_epochs=0.5 method.confidence=0.2",
+    "method.name=gta-seg method.supervised_epochs=0.5 method.tie_classifier=true method.assistant_lr=constant",
 ]
 
 

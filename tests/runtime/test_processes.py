@@ -26,6 +26,8 @@ EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0
 NO_FEATURES = ["method.feature_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
 HARD = ["method.ohem_threshold=0.05"]
+NO_MIX, NO_MAPPING = ["method.cutmix=0"], ["method.mapping_dropout=0"]
+TEACHERS = ["method.cutmix=false", "method.noise=0", "method.supervised_epochs=1", "method.ramp_epochs=1"]
 BOTTLENECK = ["model.bottleneck=allspark"]
 ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
 FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "model.bottleneck_warmup_epochs=2", "train.health_images=2"]
@@ -100,12 +102,19 @@ def network(name):
         pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
         pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
         pytest.param(["method.name=st++"], marks=pytest.mark.slow),
+        # neighbours are those of a process
+        pytest.param(["method.name=mkd", "method.cutmix=false"], marks=pytest.mark.slow),
+        pytest.param(["method.name=ccvc", "method.confidence=0.3", *NO_MIX, *NO_MAPPING], marks=pytest.mark.slow),
+        pytest.param(["method.name=ps-mt", "method.confidence=0.3", *TEACHERS], marks=pytest.mark.slow),
+        pytest.param(["method.name=gta-seg", *NO_MIX], marks=pytest.mark.slow),
+        pytest.param(["method.name=gta-seg", *NO_MIX, "method.tie_classifier=true"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
+        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++"),
+        *("mkd", "ccvc", "ps-mt", "gta-seg", "gta-seg, tied", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

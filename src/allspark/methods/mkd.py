@@ -21,6 +21,7 @@ from allspark.methods.mixing import on_grid, pasted_next, view_boxes
 from allspark.methods.teacher import Teacher
 from allspark.models.ensemble import Ensemble, Network
 from allspark.models.segmenter import Segmenter
+from allspark.runtime.sharding import full_tensor
 
 Seen = tuple[Tensor, Logits]
 """What a network's classifier reads of b images, (b, c, h, w), and what it makes of it."""
@@ -94,7 +95,8 @@ class MKD(Method):
     ) -> Float[Tensor, "b k h w"]:
         """Logits of labelled and unlabelled images on half of the grid, after the network's statistics took them up."""
         strength = self.augmentation * (1 - math.cos(math.pi * (progress.step + 1) / progress.total_steps)) / 2
-        weight, statistics = network.decoder.classifier.weight.detach().flatten(1), self.statistics[number]
+        weight = full_tensor(network.decoder.classifier.weight.detach()).flatten(1).to(mask.device)
+        statistics = self.statistics[number]
         out = []
         for (hidden, logits), known in zip(parts, (mask, None), strict=True):
             features, coarse = _halved(hidden.detach()), _halved(logits.coarse)

@@ -33,6 +33,9 @@ class PSMT(MethodConfig):
     )
     noise: float = Field(2.0, ge=0, description="L2 norm of the adversarial noise of an image's features; 0: none")
     noise_probe: float = Field(
-        1e-6, gt=0, description="L2 norm of the random noise that the adversarial one is found with"
+        0.1,
+        gt=0,
+        description="L2 norm of the random noise that the adversarial one is found with; published: 1e-6, which "
+        "float32's rounding swallows",
     )
     ema_decay: float = Field(0.996, ge=0, lt=1, description="how slowly the teachers follow")
