@@ -46,6 +46,10 @@ STEPS = [
     "method.name=fpl-ael method.sampling=false method.paste_draws=3 method.adaptive_boxes=false",
     "method.name=u2pl method.supervised_epochs=0.5 method.bank_sizes=[90,70] method.contrast_rule=code",
     "method.name=dgcl method.supervised_epochs=0 method.bank_size=40 method.dense=9 method.neighbours=[3]",
+    "method.name=mkd optim.accumulate=2",
+    "method.name=ccvc method.conflict=code method.confidence=0.2",
+    "method.name=ps-mt method.supervised_epochs=0.5 method.ramp_epochs=0.5 method.confidence=0.2",
+    "method.name=gta-seg method.supervised_epochs=0.5 method.tie_classifier=true method.assistant_lr=constant",
 ]
 
 

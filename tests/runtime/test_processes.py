@@ -36,6 +36,8 @@ DGCL = [
 ]
 HARD = ["method.ohem_threshold=0.05"]
 OWN_BOXES = ["method.adaptive_boxes=false"]
+NO_MIX, NO_MAPPING = ["method.cutmix=0"], ["method.mapping_dropout=0"]
+TEACHERS = ["method.cutmix=false", "method.noise=0", "method.supervised_epochs=1", "method.ramp_epochs=1"]
 BOTTLENECK = ["model.bottleneck=allspark"]
 ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
 FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "model.bottleneck_warmup_epochs=2", "train.health_images=2"]
@@ -131,6 +133,12 @@ SAME = {
     # the next image is one of the process: without CutMix there is none; banks that are filled and overwritten
     "u2pl": U2PL,
     "dgcl": DGCL,
+    # neighbours are those of a process
+    "mkd": ["method.name=mkd", "method.cutmix=false"],
+    "ccvc": ["method.name=ccvc", "method.confidence=0.3", *NO_MIX, *NO_MAPPING],
+    "ps-mt": ["method.name=ps-mt", "method.confidence=0.3", *TEACHERS],
+    "gta-seg": ["method.name=gta-seg", *NO_MIX],
+    "gta-seg, tied": ["method.name=gta-seg", *NO_MIX, "method.tie_classifier=true"],
     "averaged": ["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"],
 }
 

@@ -8,12 +8,16 @@ from allspark.methods.ael import AEL
 from allspark.methods.allspark import AllSpark
 from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
+from allspark.methods.ccvc import CCVC
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.dgcl import DGCL
 from allspark.methods.fixmatch import FixMatch
 from allspark.methods.fpl import FPL, FPLOnAEL
+from allspark.methods.gta_seg import GTASeg
 from allspark.methods.logicdiag import LogicDiag
+from allspark.methods.mkd import MKD
+from allspark.methods.ps_mt import PSMT
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -39,6 +43,10 @@ METHODS: dict[str, type[Method]] = {
     "logicdiag": LogicDiag,
     "u2pl": U2PL,
     "dgcl": DGCL,
+    "mkd": MKD,
+    "ccvc": CCVC,
+    "ps-mt": PSMT,
+    "gta-seg": GTASeg,
 }
 
 

@@ -70,6 +70,26 @@ def masked_cross_entropy(
     return Term(total, keep.new_tensor(keep.numel(), dtype=torch.int64) if over is None else over.sum())
 
 
+def weighted_cross_entropy(
+    logits: Logits,
+    target: Int[Tensor, "b H W"],
+    confidence: Float[Tensor, "b H W"],
+    keep: Bool[Tensor, "b H W"],
+    over: Bool[Tensor, "b H W"],
+) -> Term:
+    """Cross-entropy of the pixels that are kept, weighted by 1 + confidence; the others have weight 1 in the mean.
+
+    Args:
+        logits: of b images.
+        target: class ids and IGNORE, which costs nothing.
+        confidence: of the target.
+        keep: pixels whose loss counts.
+        over: pixels that it is divided by; those outside do not count either.
+    """
+    total = ((1 + confidence) * logits.losses(target)).where(keep & over, 0).sum()
+    return Term(total, (1 + confidence.where(keep, 0)).where(over, 0).sum())
+
+
 Distance = Literal["squared", "logits", "kl", "cross-entropy"]
 
 _TINY = 1e-6  # keeps binary cross-entropies finite, as published

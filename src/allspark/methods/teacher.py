@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, Literal, TypeVar
 
@@ -46,24 +46,9 @@ class Average(nn.Module, Generic[M]):
         """Take the student's weights, whatever they became after this was made."""
         self.network.load_state_dict(student.state_dict())
 
-    @torch.no_grad()
     def follow(self, student: M, progress: Progress) -> None:
         """Follow a weight update of the student."""
-        decay = min(1 - 1 / (progress.step + 1), self.decay)
-        average = get_ema_multi_avg_fn(decay)
-        pairs = zip(self.network.parameters(), student.parameters(), strict=True)
-        learning = [pair for pair in pairs if pair[1].requires_grad]  # the others are equal as they are
-        average(*map(list, zip(*learning, strict=True)), 0)
-        memories = [part for part in self.network.modules() if isinstance(part, SemanticMemory)]
-        remembered = {id(buffer) for memory in memories for buffer in memory.buffers()}  # no average of channels
-        averaged: list[tuple[Tensor, Tensor]] = []
-        for mine, new in zip(self.network.buffers(), student.buffers(), strict=True):
-            if self.buffers_are == "copy" or not mine.is_floating_point() or id(mine) in remembered:
-                mine.copy_(new)
-            elif self.buffers_are == "average":
-                averaged.append((mine, new))
-        if averaged:  # apart from the weights, which may be divided among processes
-            average(*map(list, zip(*averaged, strict=True)), 0)
+        follow(self.network, student, min(1 - 1 / (progress.step + 1), self.decay), self.buffers_are)
 
     @contextmanager
     def training_pass(self) -> Iterator[M]:
@@ -86,3 +71,33 @@ class Teacher(Average[Segmenter]):
             logits = self.network.logits(image)
         torch.clear_autocast_cache()  # see methods.base.eval_logits
         return logits
+
+
+@torch.no_grad()
+def follow(network: M, student: M, decay: float, buffers: Literal["copy", "average", "own"]) -> None:
+    """Let a network follow another of its kind: ``decay * network + (1 - decay) * student``.
+
+    Args:
+        network: that follows.
+        student: that has learned; what it does not train stays as it is.
+        decay: see above.
+        buffers: see :class:`Teacher`.
+    """
+    pairs = zip(network.parameters(), student.parameters(), strict=True)
+    move([pair for pair in pairs if pair[1].requires_grad], decay)  # the others are equal as they are
+    memories = [part for part in network.modules() if isinstance(part, SemanticMemory)]
+    remembered = {id(buffer) for memory in memories for buffer in memory.buffers()}  # no average of channels
+    averaged: list[tuple[Tensor, Tensor]] = []
+    for mine, new in zip(network.buffers(), student.buffers(), strict=True):
+        if buffers == "copy" or not mine.is_floating_point() or id(mine) in remembered:
+            mine.copy_(new)
+        elif buffers == "average":
+            averaged.append((mine, new))
+    if averaged:  # apart from the weights, which may be divided among processes
+        move(averaged, decay)
+
+
+@torch.no_grad()
+def move(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
+    """Move the first tensor of each pair towards the second: ``decay * first + (1 - decay) * second``, in place."""
+    get_ema_multi_avg_fn(decay)(*map(list, zip(*pairs, strict=True)), 0)

@@ -35,6 +35,7 @@ class SegformerHead(nn.Module):
     """
 
     corners_aligned = False
+    predictor = ("classifier",)  # parts that make labels of features, where methods tell the two apart
 
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -140,6 +141,7 @@ class DeepLabV3Plus(nn.Module):
     """
 
     corners_aligned = False
+    predictor = ("fuse", "classifier")
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), 
 _AUXILIARY_WIDTH = 256  # channels, a quarter of what a ResNet's third stage has
 
 Decoder = SegformerHead | DeepLabV3Plus | DPTHead
-"""Logits from feature maps; ``corners_aligned`` says how they are enlarged."""
+"""Logits from feature maps; ``corners_aligned`` says how they are enlarged, ``predictor`` what labels features."""
 
 
 @dataclass(frozen=True)

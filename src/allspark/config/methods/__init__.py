@@ -13,12 +13,16 @@ from allspark.config.methods.ael import AEL, Equalization
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, ContrastTeacher, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.ccvc import CCVC
 from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.dgcl import DGCL
 from allspark.config.methods.fixmatch import FixMatch
 from allspark.config.methods.fpl import FPL, FPLOnAEL
+from allspark.config.methods.gta_seg import GTASeg
 from allspark.config.methods.logicdiag import LogicDiag
+from allspark.config.methods.mkd import MKD
+from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -30,10 +34,13 @@ from allspark.errors import ConfigError
 
 __all__ = [
     "AEL",
+    "CCVC",
     "CPS",
     "DGCL",
     "FPL",
     "METHOD_CONFIGS",
+    "MKD",
+    "PSMT",
     "U2PL",
     "AllSpark",
     "AugSeg",
@@ -44,6 +51,7 @@ __all__ = [
     "Equalization",
     "FPLOnAEL",
     "FixMatch",
+    "GTASeg",
     "JointTeacher",
     "LogicDiag",
     "MeanTeacher",
@@ -74,6 +82,10 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "logicdiag": LogicDiag,
     "u2pl": U2PL,
     "dgcl": DGCL,
+    "mkd": MKD,
+    "ccvc": CCVC,
+    "ps-mt": PSMT,
+    "gta-seg": GTASeg,
 }
 """Settings by the name of their method."""
 
