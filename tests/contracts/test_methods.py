@@ -62,11 +62,6 @@ def other_terms(output):
     return {name: term for name, term in output.terms.items() if name not in labeled}
 
 
-def begun(method):
-    """Where training stands after the supervised warm-up, if there is one."""
-    return Progress(int(getattr(method.settings(), "supervised_epochs", 0)), 1, 10)
-
-
 def test_every_method_has_settings_and_all_settings_a_method():
     assert METHODS.keys() == METHOD_CONFIGS.keys()
     for name, method in METHODS.items():
@@ -87,6 +82,7 @@ def test_one_step_gives_gradients_to_all_that_trains_and_to_nothing_else(method,
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = step_of(method, batch_of(method.views), Progress(step, 1, 10))
         output.loss.backward()
+        method.after_validation(Progress(step + 1, 1, 10), best=True)
     assert output.loss.shape == () and torch.isfinite(output.loss)
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -182,6 +178,7 @@ def test_saved_state_is_all_there_is(which, method):
     for step in range(2):
         step_of(method, batch_of(method.views), Progress(step, 1, 10))
         follow_step(method, Progress(step, 1, 10))
+        method.after_validation(Progress(step + 1, 1, 10), best=True)
     other.load_state_dict(method.state_dict())
     data = batch_of(method.views)
     losses = [step_of(one, data, LATE).loss for one in (method, other)]

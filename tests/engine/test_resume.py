@@ -35,6 +35,8 @@ STEPS = [
     "model.bottleneck_gate=true model.bottleneck_own=0.5",
     "method.name=cps model.auxiliary_weight=0.4 method.labeled_loss=ohem",
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
+    "method.name=prevmatch method.history=1 method.confidence=0.2 method.old_confidence=0.2",
+    "method.name=corrmatch method.confidence=0.2 optim.accumulate=2",
     "method.name=cps method.cutmix=false",
     "method.name=cutmix-seg method.unlabeled_views=strong method.confidence=0.2 method.distance=kl",
     "method.name=augseg method.confidence=0.2 model.bottleneck=allspark",

@@ -52,5 +52,6 @@ def test_no_step_waits_for_its_device_or_leaves_it(changes, monkeypatch):
         results += [term.count for term in output.terms.values()]
         with AllOnMeta():
             follow_step(method, Progress(number, 2, 6))
+            method.after_validation(Progress(number + 1, 2, 6), best=True)
         gradients = [parameter.grad for parameter in method.parameters() if parameter.requires_grad]
         assert {x.device.type for x in [*results, *gradients]} == {"meta"}

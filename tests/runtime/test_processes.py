@@ -25,6 +25,8 @@ from tests.helpers import choose, make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
+OLD = ["method.confidence=0.3", "method.old_confidence=0.3", "method.history=2"]
+SPREAD = ["method.confidence=0.3", "method.correlation_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
 U2PL = [
     *("method.name=u2pl", "method.cutmix=0", "method.projection_dropout=0", "method.bank_sizes=[60,50]"),
@@ -139,6 +141,8 @@ SAME = {
     "ps-mt": ["method.name=ps-mt", "method.confidence=0.3", *TEACHERS],
     "gta-seg": ["method.name=gta-seg", *NO_MIX],
     "gta-seg, tied": ["method.name=gta-seg", *NO_MIX, "method.tie_classifier=true"],
+    "prevmatch": ["method.name=prevmatch", *NO_FEATURES, *OLD],
+    "corrmatch": ["method.name=corrmatch", *NO_FEATURES, *SPREAD],
     "averaged": ["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"],
 }
 

@@ -83,7 +83,6 @@ def build_method_of(
         building = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": "none"})})
     torch.manual_seed(config.seed)
     method = build_method(building, source.num_classes)
-    method.name_classes(source.classes)
     if checkpoint is not None:
         if config.train.precision == "fp64":
             method.double()
@@ -104,6 +103,7 @@ def build_method_of(
             note("note: model.deep_stem: its three convolutions are new, none of these weights are for them")
     if config.train.precision == "fp64":
         method.double()
+    method.name_classes(source.classes)
     method.begin()
     return method, state
 

@@ -9,6 +9,7 @@ from allspark.methods.allspark import AllSpark
 from allspark.methods.augseg import AugSeg
 from allspark.methods.base import Method
 from allspark.methods.ccvc import CCVC
+from allspark.methods.corrmatch import CorrMatch
 from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.dgcl import DGCL
@@ -17,8 +18,10 @@ from allspark.methods.fpl import FPL, FPLOnAEL
 from allspark.methods.gta_seg import GTASeg
 from allspark.methods.logicdiag import LogicDiag
 from allspark.methods.mkd import MKD
+from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.ps_mt import PSMT
 from allspark.methods.pseudo_label import PseudoLabel
+from allspark.methods.semivl import SemiVL
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
 from allspark.methods.u2pl import U2PL
@@ -33,6 +36,9 @@ METHODS: dict[str, type[Method]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
+    "prevmatch": PrevMatch,
+    "corrmatch": CorrMatch,
+    "semivl": SemiVL,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

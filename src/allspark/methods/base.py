@@ -26,10 +26,10 @@ class Method(nn.Module, ABC):
     """One way to learn from labelled and unlabelled images. Its forward pass is one training step.
 
     A method owns the views that it learns from, its settings, its networks and its state. The training loop knows none
-    by name: it reads the ``views``, calls ``begin`` once, then ``forward`` and ``after_step``, and minimises the loss.
-    A step is one weight update; with ``phases`` it is several, one after the other over the same batch, and ``forward``
-    takes the number of the phase as a third argument. State that outlives a step is a parameter or a named buffer, so
-    that it is in every checkpoint.
+    by name: it reads the ``views``, calls ``begin`` once, then ``forward`` and ``after_step``, and minimises the loss;
+    ``after_validation`` hears of scores. A step is one weight update; with ``phases`` it is several, one after the
+    other over the same batch, and ``forward`` takes the number of the phase as a third argument. State that outlives a
+    step is a parameter or a named buffer, so that it is in every checkpoint.
 
     Args:
         settings: of the class that ``settings`` names.
@@ -56,8 +56,8 @@ class Method(nn.Module, ABC):
         self.labeled_loss = labeled_loss(settings)
         self._mining = settings.labeled_loss == "ohem"  # its count is known after the pass only
 
-    def name_classes(self, classes: Sequence[str]) -> None:
-        """Learn the names of the data set's classes, by id, once before training.
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Hear what the classes are called, by id, before ``begin``. Not called on resume.
 
         Raises:
             ConfigError: a setting names a class that there is not.
@@ -79,6 +79,14 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: Progress) -> None:
         """Follow a weight update that took place, for example with a teacher's moving average."""
+
+    def after_validation(self, progress: Progress, best: bool) -> None:
+        """Follow a validation, before the checkpoint is written; all processes call it.
+
+        Args:
+            progress: where training stands: ``step`` updates are done.
+            best: the deployed network's score is the best so far. Without validation images always true.
+        """
 
     def networks(self) -> tuple[Segmenter, ...]:
         """The networks that train: learning rates, batch norm over processes, compilation and sharding see them."""

@@ -143,3 +143,41 @@ class PixelFilter(nn.Module):
             thresholds = class_thresholds(self.confidence, self.running)
             return labels, confidence >= thresholds[labels]
         return labels, confidence >= self.confidence
+
+
+class AdaptiveThreshold(nn.Module):
+    """One threshold for all classes: it follows the highest confidences of those that are seen, their mean (CorrMatch).
+
+    It changes after an update, by all its images, of all processes.
+
+    Args:
+        first: in the beginning.
+        memory: share that it keeps of itself in an update.
+        num_classes: k.
+    """
+
+    value: Tensor
+    highest: Tensor
+
+    def __init__(self, first: float, memory: float, num_classes: int) -> None:
+        super().__init__()
+        self.memory = memory
+        self.register_buffer("value", torch.tensor(first, dtype=torch.float64))
+        self.register_buffer("highest", torch.zeros(num_classes, dtype=torch.float64))  # of this update
+
+    @torch.no_grad()
+    def see(
+        self, confidence: Float[Tensor, "u H W"], labels: Int[Tensor, "u H W"], valid: Bool[Tensor, "u H W"]
+    ) -> None:
+        """Take note of labels and their probabilities, where they are valid."""
+        counted = confidence.to(self.highest.dtype).where(valid, 0)
+        self.highest.scatter_reduce_(0, labels.flatten(), counted.flatten(), "amax")
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Follow what was noted since; all processes together."""
+        highest = all_gather(self.highest[None]).amax(0)
+        seen = (highest > 0).sum()
+        now = self.memory * self.value + (1 - self.memory) * highest.sum() / seen.clamp(min=1)
+        self.value.copy_(now.where(seen > 0, self.value))
+        self.highest.zero_()

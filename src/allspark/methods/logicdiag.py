@@ -43,9 +43,9 @@ class LogicDiag(MeanTeacher):
         self.parents_teacher = Average(self.parents, settings.ema_decay)
         self.register_buffer("members", torch.zeros(self.parents.out_channels, self.segmenter.num_classes))
 
-    def name_classes(self, classes: Sequence[str]) -> None:
+    def name_classes(self, names: Sequence[str]) -> None:
         """Find the hierarchy's classes among those of the data set."""
-        for row, below in zip(self.members, classes_below(self.hierarchy, classes), strict=True):
+        for row, below in zip(self.members, classes_below(self.hierarchy, names), strict=True):
             row[below] = 1
 
     def begin(self) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from allspark.batch import IGNORE, Term
@@ -88,6 +88,38 @@ def weighted_cross_entropy(
     """
     total = ((1 + confidence) * logits.losses(target)).where(keep & over, 0).sum()
     return Term(total, (1 + confidence.where(keep, 0)).where(over, 0).sum())
+
+
+Trust = Literal["pixel", "share", "confidence"]
+
+
+def trusted_cross_entropy(
+    logits: Logits,
+    target: Int[Tensor, "b H W"],
+    trust: Shaped[Tensor, "b H W"],
+    valid: Bool[Tensor, "b H W"],
+    by: Trust,
+    as_code: bool = False,
+) -> Term:
+    """Cross-entropy as far as labels are trusted, a mean over all but padding (SemiVL, Hoyer et al., ECCV 2024).
+
+    Args:
+        logits: of b images.
+        target: (b, H, W), class ids.
+        trust: (b, H, W), which labels count (pixel, share), or the probability of each (confidence).
+        valid: False where a crop was padded; these pixels do not count.
+        by: ``pixel``, the labels that count; ``share`` and ``confidence``, all labels of an image, by the mean of its
+            trust.
+        as_code: published weights of images count padding in the total, and ``confidence`` is the sum over the images,
+            of the loss of all of them: it grows with the batch, and does not add up over micro-batches.
+    """
+    if by == "pixel":
+        return masked_cross_entropy(logits, target, trust, valid)
+    losses = logits.losses(target)
+    mean = (trust * valid).sum((1, 2), dtype=losses.dtype) / valid.sum((1, 2)).clamp(min=1)  # (b,)
+    each = (losses if as_code else losses.where(valid, 0)).sum((1, 2))
+    total = each.sum() * mean.sum() if as_code and by == "confidence" else (each * mean).sum()
+    return Term(total, valid.sum())
 
 
 Distance = Literal["squared", "logits", "kl", "cross-entropy"]

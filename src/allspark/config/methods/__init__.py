@@ -14,6 +14,7 @@ from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
 from allspark.config.methods.base import Consistency, ContrastTeacher, JointTeacher, MeanTeacher, MethodConfig
 from allspark.config.methods.ccvc import CCVC
+from allspark.config.methods.corrmatch import CorrMatch
 from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.dgcl import DGCL
@@ -22,8 +23,10 @@ from allspark.config.methods.fpl import FPL, FPLOnAEL
 from allspark.config.methods.gta_seg import GTASeg
 from allspark.config.methods.logicdiag import LogicDiag
 from allspark.config.methods.mkd import MKD
+from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.semivl import SemiVL
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
 from allspark.config.methods.u2pl import U2PL
@@ -46,6 +49,7 @@ __all__ = [
     "AugSeg",
     "Consistency",
     "ContrastTeacher",
+    "CorrMatch",
     "CrossSupervision",
     "CutMixSeg",
     "Equalization",
@@ -56,8 +60,10 @@ __all__ = [
     "LogicDiag",
     "MeanTeacher",
     "MethodConfig",
+    "PrevMatch",
     "PseudoLabel",
     "STPlusPlus",
+    "SemiVL",
     "Supervised",
     "UniMatch",
     "UniMatchV2",
@@ -72,6 +78,9 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
     "unimatch-v2": UniMatchV2,
+    "prevmatch": PrevMatch,
+    "corrmatch": CorrMatch,
+    "semivl": SemiVL,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
