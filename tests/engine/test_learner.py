@@ -60,8 +60,9 @@ def merged(parts, order):
                       pseudo=join([part.pseudo for part in parts]))  # fmt: skip
 
 
-# Memory, banks and class confidence are written, and read, by one micro-batch after the other; fpl scales each loss.
-IN_TURN = {"allspark", "ael", "fpl", "fpl-ael", "u2pl", "dgcl"}
+# Memory, banks and class confidence are written, and read, by one micro-batch after the other; fpl scales each loss,
+# and each is what semicvt's teacher norms.
+IN_TURN = {"allspark", "ael", "fpl", "fpl-ael", "u2pl", "dgcl", "semicvt"}
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_TURN])

@@ -1,5 +1,7 @@
 """One file a training method."""
 
+from functools import partial
+
 from allspark.config.methods import METHOD_CONFIGS, MethodConfig
 from allspark.config.resolve import network_config
 from allspark.config.schema import Config
@@ -21,6 +23,7 @@ from allspark.methods.mkd import MKD
 from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.ps_mt import PSMT
 from allspark.methods.pseudo_label import PseudoLabel
+from allspark.methods.semicvt import SemiCVT
 from allspark.methods.semivl import SemiVL
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -53,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "ccvc": CCVC,
     "ps-mt": PSMT,
     "gta-seg": GTASeg,
+    "semicvt": SemiCVT,
 }
 
 
@@ -86,9 +90,20 @@ def build_method(config: Config, num_classes: int) -> Method:
         ConfigError: the configuration does not fit.
         CheckpointError: the encoder's weights cannot be had.
     """
+    return METHODS[config.method.name](config.method, partial(build_network, config, num_classes))
 
-    def build() -> Segmenter:
-        return build_segmenter(model, num_classes, config.data.crop)
 
-    model = network_config(config)
-    return METHODS[config.method.name](config.method, build)
+def build_network(config: Config, num_classes: int, *, load_weights: bool = True) -> Segmenter:
+    """Build a network as the method of a configuration has it, in training mode.
+
+    Args:
+        config: ``method``, ``model`` and ``data.crop`` are read.
+        num_classes: k.
+        load_weights: False leaves out the encoder's pretrained weights, for a checkpoint that follows.
+
+    Raises:
+        ConfigError: the configuration does not fit.
+        CheckpointError: the encoder's weights cannot be had.
+    """
+    plain = build_segmenter(network_config(config), num_classes, config.data.crop, load_weights=load_weights)
+    return METHODS[config.method.name].make_network(config.method, plain)

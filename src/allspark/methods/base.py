@@ -63,6 +63,11 @@ class Method(nn.Module, ABC):
             ConfigError: a setting names a class that there is not.
         """
 
+    @classmethod
+    def make_network(cls, settings: Any, plain: Segmenter) -> Segmenter:
+        """What ``build`` returns and what a checkpoint's weights belong to, of the plain network that is configured."""
+        return plain
+
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from allspark.batch import IGNORE, Progress, StepOutput, Term, TrainBatch
+from allspark.batch import Progress, StepOutput, Term, TrainBatch
 from allspark.config import methods as config
 from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
@@ -165,22 +165,3 @@ def see(network: Segmenter, image: Float[Tensor, "b 3 H W"]) -> tuple[Logits, Fl
     features = network.encode(image)
     hidden = network.hidden(features)
     return network.classify(hidden, features), hidden
-
-
-def reliable_cross_entropy(
-    logits: Logits, target: Int[Tensor, "b H W"], keep: Bool[Tensor, "b H W"], over: Bool[Tensor, "b H W"]
-) -> Term:
-    """Cross-entropy, a mean over the pixels that are kept, times all pixels by those (U2PL, Wang et al., CVPR 2022).
-
-    Args:
-        logits: of b images.
-        target: (b, H, W), class ids or IGNORE.
-        keep: pixels that count, of those of ``over`` that have a class.
-        over: pixels that are all.
-    """
-    keep = keep & over & (target != IGNORE)
-    everything = over.sum()
-    counts = all_reduce(torch.stack([everything, keep.sum()]).double())
-    factor = (counts[0] / counts[1].clamp(min=1)).square()
-    total = logits.losses(target).where(keep, 0).sum()
-    return Term(total * factor.to(total.dtype), everything)

@@ -21,12 +21,12 @@ from allspark.methods.contrast import (
     at_grid,
     gather_images,
     info_nce,
-    reliable_cross_entropy,
     see,
     shared_rows,
     uniform,
 )
 from allspark.methods.filters import lowest_share
+from allspark.methods.losses import reliable_cross_entropy
 from allspark.methods.mixing import pasted_next, valid_pixels, view_boxes
 from allspark.models.segmenter import Segmenter
 

@@ -122,6 +122,25 @@ def trusted_cross_entropy(
     return Term(total, valid.sum())
 
 
+def reliable_cross_entropy(
+    logits: Logits, target: Int[Tensor, "b H W"], keep: Bool[Tensor, "b H W"], over: Bool[Tensor, "b H W"]
+) -> Term:
+    """Cross-entropy, a mean over the pixels that are kept, times all pixels by those (U2PL, Wang et al., CVPR 2022).
+
+    Args:
+        logits: of b images.
+        target: (b, H, W), class ids or IGNORE.
+        keep: pixels that count, of those of ``over`` that have a class.
+        over: pixels that are all.
+    """
+    keep = keep & over & (target != IGNORE)
+    everything = over.sum()
+    counts = all_reduce(torch.stack([everything, keep.sum()]).double())
+    factor = (counts[0] / counts[1].clamp(min=1)).square()
+    total = logits.losses(target).where(keep, 0).sum()
+    return Term(total * factor.to(total.dtype), everything)
+
+
 Distance = Literal["squared", "logits", "kl", "cross-entropy"]
 
 _TINY = 1e-6  # keeps binary cross-entropies finite, as published

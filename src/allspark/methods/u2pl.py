@@ -20,12 +20,12 @@ from allspark.methods.contrast import (
     gather_images,
     info_nce,
     places,
-    reliable_cross_entropy,
     see,
     shared_rows,
     uniform,
 )
 from allspark.methods.filters import percentile
+from allspark.methods.losses import reliable_cross_entropy
 from allspark.methods.mixing import pasted_next, valid_pixels, view_boxes
 from allspark.methods.teacher import Average
 from allspark.models.segmenter import Segmenter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ from allspark.runtime.modes import evaluating
 
 _OF_RESNETS = {"output_stride": "be dilated", "multi_grid": "be dilated", "deep_stem": "have a deep stem"}
 """What else no encoder has, field by field of the configuration."""
+Change = Callable[[int, Tensor], Tensor]
+"""Number of a feature map, from 0, and the map -> what takes its place."""
 
 
 class Encoder(nn.Module):
@@ -69,11 +71,28 @@ class Encoder(nn.Module):
         # Images are padded to multiples of this (1: any size) and to at least the last stride.
         self._multiple = multiple
 
-    def forward(self, image: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """(b, 3, H, W) -> feature maps (b, c_i, ~H / stride_i, ~W / stride_i)."""
+    def forward(self, image: Float[Tensor, "b 3 H W"], change: Change | None = None) -> list[Float[Tensor, "b _ _ _"]]:
+        """(b, 3, H, W) -> feature maps (b, c_i, ~H / stride_i, ~W / stride_i).
+
+        Args:
+            image: normalised.
+            change: what becomes of each map before the next stage reads it; the encoder must run stage by stage.
+        """
         height, width = (self._padded(size) for size in image.shape[2:])
         image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
-        return self._maps(image)
+        if change is None:
+            return self._maps(image)
+        maps: list[Tensor] = []
+        for number, stage in enumerate(self.stages()):
+            x = maps[-1] if maps else image
+            for module in stage:
+                x = module(x)
+            maps.append(change(number, x))
+        return maps
+
+    def stages(self) -> list[Sequence[nn.Module]]:
+        """What computes each map from the one before, the first from the image; none: it runs as a whole alone."""
+        return []
 
     def freeze(self) -> None:
         """Keep the weights and statistics as they are: no gradient, and eval mode whatever ``train`` is told."""
@@ -110,12 +129,29 @@ class _EfficientNetLite(Encoder):
         maps: list[Tensor] = self.body(image.contiguous(memory_format=torch.channels_last))
         return maps
 
+    def stages(self) -> list[Sequence[nn.Module]]:
+        body: Any = self.body
+        parts: list[Sequence[nn.Module]] = body.parts()
+        return parts
+
+
+class _ResNet(Encoder):
+    def stages(self) -> list[Sequence[nn.Module]]:
+        body: Any = self.body
+        stages = list(body.encoder.stages)
+        first = len(stages) - len(self.channels) + 1
+        return [[body.embedder, *stages[:first]], *([stage] for stage in stages[first:])]
+
 
 class _MixTransformer(Encoder):
     """SegFormer's encoder: takes any size, and gives its maps as hidden states."""
 
     def _maps(self, image: Tensor) -> list[Tensor]:
         return list(self.body(image, output_hidden_states=True).hidden_states)[-STAGES:]
+
+    def stages(self) -> list[Sequence[nn.Module]]:
+        body: Any = self.body
+        return [[stage] for stage in body.stages]
 
 
 def _efficientnet_lite0(config: ModelConfig, load_weights: bool) -> Encoder:
@@ -212,7 +248,8 @@ def _of_transformers(config: ModelConfig, load_weights: bool) -> Encoder:
     if config.deep_stem:
         deepen_stem(body)
     if not hasattr(architecture, "patch_size"):
-        return Encoder(body, tuple(body.channels), *_measured(body, config.encoder))
+        kind = _ResNet if isinstance(architecture, ResNetConfig) else Encoder
+        return kind(body, tuple(body.channels), *_measured(body, config.encoder))
     reductions = _reductions(architecture, len(body.channels))
     # DINOv2's patches must divide the image; the others pad by themselves, each in its own way.
     return Encoder(body, tuple(body.channels), reductions, multiple=reductions[-1])

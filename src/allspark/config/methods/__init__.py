@@ -26,6 +26,7 @@ from allspark.config.methods.mkd import MKD
 from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.semicvt import SemiCVT
 from allspark.config.methods.semivl import SemiVL
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -63,6 +64,7 @@ __all__ = [
     "PrevMatch",
     "PseudoLabel",
     "STPlusPlus",
+    "SemiCVT",
     "SemiVL",
     "Supervised",
     "UniMatch",
@@ -95,6 +97,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "ccvc": CCVC,
     "ps-mt": PSMT,
     "gta-seg": GTASeg,
+    "semicvt": SemiCVT,
 }
 """Settings by the name of their method."""
 
