@@ -30,7 +30,7 @@ def test_methods_that_were_not_run_stand_there_too(study_file, tmp_path):
         "| whole | 78.4 / - / not run |",
         "| gone | - / 71.25 / not run |",
         "",
-        "Their authors' numbers:",
+        "Published elsewhere:",
         "",
         "- supervised: somebody, 2020",
         "- gone: no code",

@@ -32,8 +32,8 @@ def beside(
         "",
         "## Beside published numbers",
         "",
-        "mIoU in percent: in the paper / by the method's own authors / here (last). Networks, crops and which epoch is "
-        "reported differ from source to source.",
+        "mIoU in percent: in the paper / published elsewhere, by the method's authors or as said below / here (last). "
+        "Networks, crops and which epoch is reported differ from source to source.",
         "",
         f"| method | {' | '.join(partitions)} |",
         "|---" * (1 + len(partitions)) + "|",
@@ -47,7 +47,7 @@ def beside(
             cells.append(" / ".join((*said, _here(runs, method, partition))))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (method, *cells)) + " |")
     if published:
-        lines += ["", "Their authors' numbers:", ""]
+        lines += ["", "Published elsewhere:", ""]
         lines += [f"- {method}: {published[method].source}" for method in methods if method in published]
     return lines
 
