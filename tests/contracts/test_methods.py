@@ -22,6 +22,7 @@ from tests.fakes import ENCODERS
 from tests.helpers import batch_of
 
 PADDING_COUNTS = {"cps"}  # as published
+SMALL = {"u2pl": ["method.bank_sizes=[200,100]"], "dgcl": ["method.bank_size=100"]}  # banks
 OF_BOTH_KINDS = {"contrast"}  # terms that learn from labelled pixels too
 
 
@@ -29,7 +30,7 @@ def config(name, encoder="segformer", *changes):
     model = {"encoder": encoder, "encoder_config": ENCODERS[encoder], "pretrained": "none", "decoder_channels": 16}
     model["bottleneck_warmup_epochs"] = 1
     tree = {"data": {"crop": (64, 96)}, "model": model, "method": {"name": name}}
-    return apply_overrides(Config.model_validate(tree), changes)
+    return apply_overrides(Config.model_validate(tree), [*SMALL.get(name, []), *changes])
 
 
 def build(name, encoder="segformer", *changes):

@@ -111,12 +111,13 @@ def network(name):
         # the next image is one of the process: without CutMix there is none; banks that are filled and overwritten
         pytest.param(U2PL, marks=pytest.mark.slow),
         pytest.param(DGCL, marks=pytest.mark.slow),
+        pytest.param(["method.name=pc2seg"], marks=pytest.mark.slow),
         pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
     ],
     ids=[
         *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
         *("unimatch with the bottleneck", "unimatch by percentile", "unimatch by class", "unimatch-v2"),
-        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "u2pl", "dgcl", "averaged"),
+        *("cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "u2pl", "dgcl", "pc2seg", "averaged"),
     ],
 )
 def test_two_processes_train_what_one_does(scenes, tmp_path, changes):

@@ -11,6 +11,7 @@ from allspark.methods.cps import CPS
 from allspark.methods.cutmix_seg import CutMixSeg
 from allspark.methods.dgcl import DGCL
 from allspark.methods.fixmatch import FixMatch
+from allspark.methods.pc2seg import PC2Seg
 from allspark.methods.pseudo_label import PseudoLabel
 from allspark.methods.st_plus_plus import STPlusPlus
 from allspark.methods.supervised import Supervised
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "st++": STPlusPlus,
     "u2pl": U2PL,
     "dgcl": DGCL,
+    "pc2seg": PC2Seg,
 }
 
 

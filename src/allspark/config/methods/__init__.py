@@ -16,6 +16,7 @@ from allspark.config.methods.cps import CPS
 from allspark.config.methods.cutmix_seg import CutMixSeg
 from allspark.config.methods.dgcl import DGCL
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.pc2seg import PC2Seg
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
@@ -39,6 +40,7 @@ __all__ = [
     "JointTeacher",
     "MeanTeacher",
     "MethodConfig",
+    "PC2Seg",
     "PseudoLabel",
     "STPlusPlus",
     "Supervised",
@@ -61,6 +63,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "st++": STPlusPlus,
     "u2pl": U2PL,
     "dgcl": DGCL,
+    "pc2seg": PC2Seg,
 }
 """Settings by the name of their method."""
 
