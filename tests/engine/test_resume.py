@@ -42,7 +42,7 @@ STEPS = [
     "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
     "method.name=supervised method.ema_decay=0.9",
     "method.name=u2pl optim.name=adamw method.supervised_epochs=0.5 method.bank_sizes=[9,7] method.contrast_rule=code",
-    "method.name=dgcl optim.name=adamw method.supervised_epochs=0 method.bank_size=9 method.dense=9 method.neighbours=[3]",
+    "method.name=dgcl method.supervised_epochs=0 method.bank_size=9 method.dense=5 method.neighbours=[2]",
 ]
 
 

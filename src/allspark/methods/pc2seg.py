@@ -51,10 +51,11 @@ class PC2Seg(Method):
         target = logits_w.full().detach()
         away = distance(logits_s, target.to(torch.promote_types(target.dtype, torch.float32)), "squared")
         contrast = self.contrast(strong, weak.detach(), logits_w, valid, progress.step)
+        images = valid.new_tensor(len(valid), dtype=torch.int64)
         terms = {
             "labeled": self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.own.consistency_weight * Term(away.where(valid, 0).sum(), valid.sum()),
-            "contrast": self.own.contrast_weight * Term(contrast.sum(), valid.new_tensor(len(valid), dtype=torch.int64)),
+            "contrast": self.own.contrast_weight * Term(contrast.sum(), images),
         }
         pseudo = logits_w.labels().where(valid, IGNORE)
         return StepOutput(terms, {}, class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo))
