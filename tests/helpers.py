@@ -81,10 +81,16 @@ def make_pseudo_masks(root: Path) -> None:
     (root / "pseudo.txt").write_text("".join(lines))
 
 
+_NEEDED = {
+    "logicdiag": ['method.hierarchy={"thing":[ball,crate,tent,ring]}'],
+    "u2pl": ["method.bank_sizes=[200,100]"],  # as published they are slow to save
+    "dgcl": ["method.bank_size=100", "method.bank_new=50", "method.dense=20"],
+}
+
+
 def choose(name: str) -> list[str]:
-    """Overrides that choose a method, with what it cannot do without on generated scenes."""
-    needed = {"logicdiag": ['method.hierarchy={"thing":[ball,crate,tent,ring]}']}
-    return [f"method.name={name}", *needed.get(name, [])]
+    """Overrides that choose a method, with what it cannot do without on generated scenes, and with small banks."""
+    return [f"method.name={name}", *_NEEDED.get(name, [])]
 
 
 class LogitsOf(nn.Module):

@@ -19,7 +19,7 @@ from allspark.methods.base import deployed_name
 from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 from tests.fakes import ENCODERS
-from tests.helpers import batch_of, follow_step, step_of
+from tests.helpers import batch_of, choose, follow_step, step_of
 
 PADDING_COUNTS = {"cps", "fpl", "mkd", "ccvc"}  # as published
 OF_BOTH_KINDS = {"contrast"}  # terms that learn from labelled pixels too
@@ -32,8 +32,8 @@ BY_STAGE = {"segformer", "resnet"}  # encoders that semicvt's branch can exchang
 def config(name, encoder="segformer", *changes):
     model = {"encoder": encoder, "encoder_config": ENCODERS[encoder], "pretrained": "none", "decoder_channels": 16}
     model["bottleneck_warmup_epochs"] = 1
-    tree = {"data": {"crop": (64, 96)}, "model": model, "method": {"name": name}}
-    return apply_overrides(Config.model_validate(tree), changes)
+    tree = {"data": {"crop": (64, 96)}, "model": model}
+    return apply_overrides(Config.model_validate(tree), [*choose(name), *changes])
 
 
 def build(name, encoder="segformer", *changes):

@@ -61,8 +61,8 @@ def merged(parts, order):
 
 
 # Memory, banks and class confidence are written, and read, by one micro-batch after the other; fpl scales each loss,
-# and each is what semicvt's teacher norms.
-IN_TURN = {"allspark", "ael", "fpl", "fpl-ael", "u2pl", "dgcl", "semicvt"}
+# and each is what semicvt's teacher norms, and where pc2seg finds its pairs.
+IN_TURN = {"allspark", "ael", "fpl", "fpl-ael", "u2pl", "dgcl", "pc2seg", "semicvt"}
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_TURN])

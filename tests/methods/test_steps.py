@@ -28,7 +28,8 @@ class AllOnMeta(TorchDispatchMode):
 
 
 CHANGES = [
-    *(f"method.name={name} method.labeled_loss={loss}" for name in METHODS for loss in ("cross-entropy", "ohem")),
+    *(f"method.name={name}" for name in METHODS),
+    *(f"method.name={name} method.labeled_loss=ohem" for name in ("supervised", "cps", "fixmatch")),
     "method.name=fixmatch method.filter=percentile",
     "method.name=allspark model.bottleneck_own=0.5 model.bottleneck_gate=true",
     "method.name=unimatch method.filter=class-wise",

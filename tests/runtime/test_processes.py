@@ -135,6 +135,7 @@ SAME = {
     # the next image is one of the process: without CutMix there is none; banks that are filled and overwritten
     "u2pl": U2PL,
     "dgcl": DGCL,
+    "pc2seg": ["method.name=pc2seg"],
     # neighbours are those of a process
     "mkd": ["method.name=mkd", "method.cutmix=false"],
     "ccvc": ["method.name=ccvc", "method.confidence=0.3", *NO_MIX, *NO_MAPPING],

@@ -20,6 +20,7 @@ from allspark.methods.fpl import FPL, FPLOnAEL
 from allspark.methods.gta_seg import GTASeg
 from allspark.methods.logicdiag import LogicDiag
 from allspark.methods.mkd import MKD
+from allspark.methods.pc2seg import PC2Seg
 from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.ps_mt import PSMT
 from allspark.methods.pseudo_label import PseudoLabel
@@ -57,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
     "ps-mt": PSMT,
     "gta-seg": GTASeg,
     "semicvt": SemiCVT,
+    "pc2seg": PC2Seg,
 }
 
 

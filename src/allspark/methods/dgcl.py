@@ -71,7 +71,7 @@ class DGCL(ContrastTeacher):
         both = torch.cat([labeled.image, unlabeled.weak])
         _, scores = self.teach(both)[0].split(parts)
         labels, sure = self.filter(scores, valid, since)
-        mixed = [pasted_next(x, where) for x in (labels, sure & valid)]
+        labels_m, sure_m = (pasted_next(x, where) for x in (labels, sure & valid))
 
         logits, hidden = see(self.segmenter, torch.cat([both, pasted_next(unlabeled.weak, where)]))
         projected = self.projection(hidden)[: len(both)]
@@ -82,7 +82,7 @@ class DGCL(ContrastTeacher):
         terms = {
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress)
-            * reliable_cross_entropy(logits_m, *mixed, torch.ones_like(valid)),
+            * reliable_cross_entropy(logits_m, labels_m, sure_m, torch.ones_like(valid)),
             "contrast": self.contrast_weight * self.contrast(hidden, projected, target, parts[0], progress.step),
         }
         self.remember(hidden, projected.detach(), target, parts[0], progress.step)

@@ -23,6 +23,7 @@ from allspark.config.methods.fpl import FPL, FPLOnAEL
 from allspark.config.methods.gta_seg import GTASeg
 from allspark.config.methods.logicdiag import LogicDiag
 from allspark.config.methods.mkd import MKD
+from allspark.config.methods.pc2seg import PC2Seg
 from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
@@ -61,6 +62,7 @@ __all__ = [
     "LogicDiag",
     "MeanTeacher",
     "MethodConfig",
+    "PC2Seg",
     "PrevMatch",
     "PseudoLabel",
     "STPlusPlus",
@@ -98,6 +100,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "ps-mt": PSMT,
     "gta-seg": GTASeg,
     "semicvt": SemiCVT,
+    "pc2seg": PC2Seg,
 }
 """Settings by the name of their method."""
 
