@@ -91,6 +91,7 @@ def test_noise_has_its_norm_and_raises_the_divergence_and_leaves_no_trace():
 
     method.eval()
 
+    @torch.no_grad()
     def divergence(noise):
         said = []
         for maps in (features.maps, [x + d for x, d in zip(features.maps, noise, strict=True)]):
