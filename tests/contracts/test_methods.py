@@ -165,8 +165,9 @@ def silence(method):
     for part in method.modules():
         if hasattr(part, "dropout") and isinstance(part.dropout, float):
             part.dropout = 0.0
-        if hasattr(part, "feature_dropout"):
-            part.feature_dropout = 0.0
+        for name in ("feature_dropout", "noise"):
+            if hasattr(part, name):
+                setattr(part, name, 0.0)
         if isinstance(part, torch.nn.Dropout2d) or hasattr(part, "drop_prob"):
             part.p = part.drop_prob = 0.0
 

@@ -71,7 +71,7 @@ def batch():
 
 
 def weights(network):
-    return {name: x.clone() for name, x in network.named_parameters()}
+    return {name: x.detach().clone() for name, x in network.named_parameters()}
 
 
 def same(network, before):

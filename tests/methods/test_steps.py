@@ -33,6 +33,9 @@ CHANGES = [
     "method.name=fixmatch method.filter=percentile",
     "method.name=allspark model.bottleneck_own=0.5 model.bottleneck_gate=true",
     "method.name=unimatch method.filter=class-wise",
+    "method.name=ps-mt method.supervised_epochs=1",
+    "method.name=gta-seg method.tie_classifier=true",
+    "method.name=ccvc method.conflict=code",
 ]
 
 
@@ -54,5 +57,5 @@ def test_no_step_waits_for_its_device_or_leaves_it(changes, monkeypatch):
         with AllOnMeta():
             follow_step(method, Progress(number, 2, 6))
             method.after_validation(Progress(number + 1, 2, 6), best=True)
-        gradients = [parameter.grad for parameter in method.parameters() if parameter.requires_grad]
-        assert {x.device.type for x in [*results, *gradients]} == {"meta"}
+        gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+        assert gradients and {x.device.type for x in [*results, *gradients]} == {"meta"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,7 @@ class MKD(Method):
         """Logits of labelled and unlabelled images on half of the grid, after the network's statistics took them up."""
         strength = self.augmentation * (1 - math.cos(math.pi * (progress.step + 1) / progress.total_steps)) / 2
         weight = full_tensor(network.decoder.classifier.weight.detach()).flatten(1).to(mask.device)
-        statistics = self.statistics[number]
+        statistics = cast(ClassStatistics, self.statistics[number])
         out = []
         for (hidden, logits), known in zip(parts, (mask, None), strict=True):
             features, coarse = _halved(hidden.detach()), _halved(logits.coarse)
