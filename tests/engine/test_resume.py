@@ -37,6 +37,8 @@ STEPS = [
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
     "method.name=prevmatch method.history=1 method.confidence=0.2 method.old_confidence=0.2",
     "method.name=corrmatch method.confidence=0.2 optim.accumulate=2",
+    "method.name=semivl method.trust=confidence optim.accumulate=2",
+    "method.name=pseudoseg method.cutout=20 method.calibration=batch",
     "method.name=cps method.cutmix=false",
     "method.name=cutmix-seg method.unlabeled_views=strong method.confidence=0.2 method.distance=kl",
     "method.name=augseg method.confidence=0.2 model.bottleneck=allspark",

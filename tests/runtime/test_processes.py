@@ -144,6 +144,8 @@ SAME = {
     "gta-seg, tied": ["method.name=gta-seg", *NO_MIX, "method.tie_classifier=true"],
     "prevmatch": ["method.name=prevmatch", *NO_FEATURES, *OLD],
     "corrmatch": ["method.name=corrmatch", *NO_FEATURES, *SPREAD],
+    "semivl": ["method.name=semivl", *NO_FEATURES, "method.trust=share", "method.confidence=0.3"],
+    "pseudoseg": ["method.name=pseudoseg", "method.cutout=20"],
     "semicvt": ["method.name=semicvt", "method.cutmix=0", "method.drop_path=0"],
     "averaged": ["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"],
 }

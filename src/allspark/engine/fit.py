@@ -84,8 +84,9 @@ def require_room(method: Method, how: TrainConfig, device: torch.device) -> None
     needed = sum(x.nbytes for x in method.state_dict().values())
     available = torch.cuda.get_device_properties(device).total_memory
     if needed > available:
+        name = method.settings.model_fields["name"].default
         raise ConfigError(
-            f"method.name: the networks and the state of {method.settings().name} need {needed / _GB:.1f} GB, and "
+            f"method.name: the networks and the state of {name} need {needed / _GB:.1f} GB, and "
             f"{device} has {available / _GB:.1f}: set a smaller model.encoder, or settings of the method"
         )
 

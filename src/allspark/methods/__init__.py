@@ -24,6 +24,7 @@ from allspark.methods.pc2seg import PC2Seg
 from allspark.methods.prevmatch import PrevMatch
 from allspark.methods.ps_mt import PSMT
 from allspark.methods.pseudo_label import PseudoLabel
+from allspark.methods.pseudoseg import PseudoSeg
 from allspark.methods.semicvt import SemiCVT
 from allspark.methods.semivl import SemiVL
 from allspark.methods.st_plus_plus import STPlusPlus
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "prevmatch": PrevMatch,
     "corrmatch": CorrMatch,
     "semivl": SemiVL,
+    "pseudoseg": PseudoSeg,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,

@@ -83,10 +83,16 @@ class History(nn.Module):
             image: normalised.
             weights: of each state, by its place; one at least.
         """
-        each = [self.networks[place].logits(image) for place in weights]
+        each = [self.state(place).logits(image) for place in weights]
         torch.clear_autocast_cache()  # see methods.base.eval_logits
         coarse = [weight * logits.coarse for weight, logits in zip(weights.values(), each, strict=True)]
         return replace(each[0], coarse=torch.stack(coarse).sum(0))
+
+    def state(self, place: int) -> Segmenter:
+        """The network at a place, as it was."""
+        network = self.networks[place]
+        assert isinstance(network, Segmenter)
+        return network
 
     def _count(self) -> None:
         self._kept = int(self.kept)

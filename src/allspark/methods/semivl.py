@@ -67,13 +67,14 @@ class SemiVL(UniMatch):
         pair = self.pair(batch)
         scores = self.clip(torch.cat([part.weak for part in pair])).split([len(part.weak) for part in pair])
         torch.clear_autocast_cache()  # see methods.base.eval_logits
-        given = []
-        for part, logits in zip(pair, scores, strict=True):
-            confidence, labels = logits.best()
-            given.append(PseudoLabels(labels, confidence >= self.clip_confidence, valid_pixels(part)))
+        own, other = (self._clip_labels(*each) for each in zip(scores, map(valid_pixels, pair), strict=True))
         done = progress.step / progress.total_steps
         weight = (1 - done) * self.clip_weight[0] + done * self.clip_weight[1]
-        return {f"clip_{name}": term for name, term in streams.agreement(*given, weight, self._clip_loss).items()}
+        return {f"clip_{name}": term for name, term in streams.agreement(own, other, weight, self._clip_loss).items()}
+
+    def _clip_labels(self, scores: Logits, valid: Tensor) -> PseudoLabels:
+        confidence, labels = scores.best()
+        return PseudoLabels(labels, confidence >= self.clip_confidence, valid)
 
     def _clip_loss(self, logits: Logits, target: PseudoLabels) -> Term:
         sure = target.sure & target.valid

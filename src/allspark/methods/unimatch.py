@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +106,7 @@ class UniMatch(Consistency):
     a bottleneck, labelled and weak images pass it together; the strong views, unlabelled only, as in inference.
     """
 
-    settings = config.UniMatch
+    settings: ClassVar[type[config.MethodConfig]] = config.UniMatch
 
     def __init__(self, settings: WeakToStrong, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
@@ -141,7 +142,8 @@ class UniMatch(Consistency):
     def label(self, scores: Logits, batch: UnlabeledBatch, progress: Progress) -> PseudoLabels:
         """What scores say of images; without gradient."""
         valid = valid_pixels(batch)
-        return PseudoLabels(*self.filter(scores, valid, progress), valid)
+        labels, sure = self.filter(scores, valid, progress)
+        return PseudoLabels(labels, sure, valid)
 
     def weak_pass(
         self, labeled: Float[Tensor, "l 3 H W"], unlabeled: UnlabeledBatch, progress: Progress

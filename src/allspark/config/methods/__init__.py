@@ -27,6 +27,7 @@ from allspark.config.methods.pc2seg import PC2Seg
 from allspark.config.methods.prevmatch import PrevMatch
 from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
+from allspark.config.methods.pseudoseg import PseudoSeg
 from allspark.config.methods.semicvt import SemiCVT
 from allspark.config.methods.semivl import SemiVL
 from allspark.config.methods.st_plus_plus import STPlusPlus
@@ -65,6 +66,7 @@ __all__ = [
     "PC2Seg",
     "PrevMatch",
     "PseudoLabel",
+    "PseudoSeg",
     "STPlusPlus",
     "SemiCVT",
     "SemiVL",
@@ -85,6 +87,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "prevmatch": PrevMatch,
     "corrmatch": CorrMatch,
     "semivl": SemiVL,
+    "pseudoseg": PseudoSeg,
     "cps": CPS,
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
