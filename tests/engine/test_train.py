@@ -28,7 +28,7 @@ from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
 from allspark.runtime.signals import Interrupted
-from tests.helpers import Lines, StopAfter, assert_same_run, losses
+from tests.helpers import Lines, StopAfter, assert_same_run, choose, link_to, losses
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def broken_loss(output, value=float("nan")):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_config_log_and_checkpoints(config, tmp_path, method):
-    config = apply_overrides(config, [f"method.name={method}"])
+    config = apply_overrides(config, choose(method))
     result = train(config, tmp_path / "run")
     assert result.steps == 4 and result.best is not None and 0 <= result.last <= result.best <= 1
     assert load_config(tmp_path / "run" / "config.yaml").method.name == method
@@ -165,9 +165,7 @@ def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
 def test_methods_start_from_the_same_weights(config, tmp_path):
     states = []
     for method in METHODS:
-        still = apply_overrides(
-            config, [f"method.name={method}", "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"]
-        )
+        still = apply_overrides(config, [*choose(method), "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"])
         train(still, tmp_path / method)
         states.append(load_checkpoint(checkpoint_path(tmp_path / method, "last")).part("model."))
     for state in states[1:]:
@@ -462,12 +460,12 @@ def test_ohem_is_the_loss_of_labelled_images_only(config):
         method = build_method(apply_overrides(config, [f"method.name={name}"]), 6)
         plain = build_method(apply_overrides(config, [f"method.name={name}", "method.labeled_loss=cross-entropy"]), 6)
         plain.load_state_dict(method.state_dict())
-        outputs = []
+        outputs, batch = [], stream_of(source, config, method)[0]
         for one in (method, plain):
             torch.manual_seed(1)
-            terms = one(stream_of(source, config, one)[0], Progress(0, 2, 4)).terms
+            terms = one(batch, Progress(0, 2, 4)).terms
             outputs.append({key: term.mean().detach() for key, term in terms.items()})
-        mined = {key for key in outputs[0] if key.startswith("labeled")}
+        mined = {key for key in outputs[0] if key.startswith("labeled")} - method.counts(batch).keys()
         assert all(outputs[0][key] > outputs[1][key] for key in mined)  # hard pixels only
         assert all(outputs[0][key] == outputs[1][key] for key in outputs[0].keys() - mined)
 
@@ -534,3 +532,29 @@ def test_a_row_is_a_mean_over_the_steps_that_have_a_value(tiny_config, tiny_fold
     for name in ("loss", "loss_labeled", "loss_unlabeled", "kept"):
         single = [row[name] for row in rows[1] if name in row]
         assert whole[name] == pytest.approx(sum(single) / len(single)), name
+
+
+def test_methods_hear_of_validations_and_what_classes_are_called(config, tmp_path, tiny_folder, monkeypatch):
+    """Before the checkpoint is written; without validation images each time is the best."""
+    heard = []
+
+    def listens(self, progress, best):
+        saved = checkpoint_path(tmp_path / "run", "last")
+        at = load_checkpoint(saved).meta["state"]["step"] if saved.is_file() else 0
+        heard.append((progress.step, progress.epoch, at, best))
+
+    def named(self, names):
+        heard.append(tuple(names))
+
+    monkeypatch.setattr(METHODS["allspark"], "after_validation", listens)
+    monkeypatch.setattr(METHODS["allspark"], "name_classes", named)
+    train(config, tmp_path / "run")
+    rows = [row for row in read_log(tmp_path / "run") if "miou" in row]
+    assert heard[0] == open_source(config.data).classes
+    assert heard[1:] == [(2, 1, 0, rows[0]["best"]), (4, 2, 2, rows[1]["best"])] and rows[0]["best"]
+    (tmp_path / "run").rename(tmp_path / "first")
+    folder = link_to(tiny_folder, tmp_path / "unscored")
+    (folder / "val.txt").unlink()
+    heard.clear()
+    train(apply_overrides(config, [f"data.root={folder}"]), tmp_path / "run")
+    assert heard[1:] == [(2, 1, 0, True), (4, 2, 2, True)]

@@ -68,6 +68,23 @@ class UniMatchBoxes:
 
 
 @dataclass(frozen=True)
+class SquareBoxes:
+    """One square whose middle is anywhere in the crop, cut off at its borders (DeVries and Taylor, Cutout, 2017).
+
+    Attributes:
+        side: of the square, an even number [pixels]; 0: there is none.
+    """
+
+    side: int = 100
+
+    def draw(self, crop: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return (1, 4)."""
+        middle, half = rng.integers(0, crop), self.side // 2
+        ends = (np.maximum(middle - half, 0), np.minimum(middle + half, crop))
+        return np.concatenate(ends).astype(np.int64)[None]
+
+
+@dataclass(frozen=True)
 class FrenchBoxes:
     """Boxes of a given area and log-uniform proportions (French et al., BMVC 2020); three of them in CPS.
 

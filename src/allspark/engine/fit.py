@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from allspark.config.schema import Config
+from allspark.config.schema import Config, TrainConfig
 from allspark.errors import ConfigError
+from allspark.methods.base import Method
 from allspark.models.allspark import AllSparkBottleneck
 from allspark.models.encoders import Encoder, build_encoder
 from allspark.models.segmenter import build_bottleneck
@@ -65,6 +66,29 @@ def _require_bottleneck_fits(encoder: Encoder, config: Config, num_classes: int,
         f"classes, need {needed / _GB:.1f} GB at least, and {device} has {available / _GB:.1f}: set "
         f"{', '.join(fixes)}, an encoder with fewer channels, or model.bottleneck=none"
     )
+
+
+def require_room(method: Method, how: TrainConfig, device: torch.device) -> None:
+    """Refuse a method whose networks and state alone are more than a GPU holds, unless processes divide them.
+
+    Args:
+        method: on the CPU.
+        how: whether they are divided.
+        device: where to train.
+
+    Raises:
+        ConfigError: how much they need.
+    """
+    if device.type != "cuda" or how.shard:
+        return
+    needed = sum(x.nbytes for x in method.state_dict().values())
+    available = torch.cuda.get_device_properties(device).total_memory
+    if needed > available:
+        name = method.settings.model_fields["name"].default
+        raise ConfigError(
+            f"method.name: the networks and the state of {name} need {needed / _GB:.1f} GB, and "
+            f"{device} has {available / _GB:.1f}: set a smaller model.encoder, or settings of the method"
+        )
 
 
 def least_bytes(bottleneck: AllSparkBottleneck, tokens: int, config: Config) -> int:

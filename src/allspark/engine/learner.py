@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ class Scalars:
         values = torch.cat([self.values, norm.detach().to(self.values).reshape(1)])
         return replace(self, names=(*self.names, GRAD_NORM), values=values)
 
+    def and_then(self, other: Scalars) -> Scalars:
+        """Those of two phases of one step: their losses add up, and so do the squares of the gradients' norms."""
+        mine, theirs = (dict(zip(one.names, one.values, strict=True)) for one in (self, other))
+        found = mine | theirs | {"loss": mine["loss"] + theirs["loss"]}
+        if GRAD_NORM in found:  # comes last
+            found[GRAD_NORM] = torch.hypot(mine.pop(GRAD_NORM), found.pop(GRAD_NORM))
+        pixels = {**self.class_pixels, **other.class_pixels}
+        return Scalars(self.ids, tuple(found), torch.stack(list(found.values())), pixels)
+
     def judged(self) -> dict[str, Tensor]:
         """What has to be finite, by its name in messages."""
         found = {"loss": self.values[0]}
@@ -94,6 +104,8 @@ class Learner:
         if several:
             for network in method.networks():
                 freeze_unused(network.encoder)
+            if method.phases > 1 and accelerator.ddp_handler is not None:
+                accelerator.ddp_handler.find_unused_parameters = True
         synchronise_norms(method, accelerator.device)
         if how.compile:
             for network in [module for module in method.modules() if isinstance(module, Segmenter)]:
@@ -113,12 +125,12 @@ class Learner:
         return float(first["lr"] / first["factor"])
 
     def step(self, parts: Sequence[TrainBatch], progress: Progress, note: Callable[[str], None]) -> list[Scalars]:
-        """One weight update.
+        """One weight update, or one of each of the method's phases.
 
         Args:
             parts: its micro-batches.
             progress: where training stands.
-            note: called with a line if the update is skipped.
+            note: called with a line if the update is skipped; what is left of the step is skipped then too.
 
         Returns:
             What each micro-batch has to log; nothing if a loss or the gradient was not finite and the update was
@@ -129,15 +141,40 @@ class Learner:
             NotFiniteError: too many steps in a row had to be skipped.
         """
         set_lr(self.optimizer, self._optim, schedule(progress.step, self.total_steps, self._optim))
+        totals = self._totals(parts)
+        phases: list[list[Scalars]] = []
+        learned = False
+        for phase in self.method.phases_of(progress):
+            phases.append(self._update(parts, phase, progress, totals, note))
+            too_large = self._accelerator.optimizer_step_was_skipped  # fp16's scale
+            learned = bool(phases[-1]) and not too_large
+            if not learned:
+                break
+            reshard(self.method)
+            self.method.after_phase(phase, progress)
+        self._require_progress(learned, progress)
+        if learned:
+            self.method.after_step(progress)
+        return [reduce(Scalars.and_then, parts) for parts in zip(*phases, strict=True)] if phases[-1] else []
+
+    def _update(
+        self,
+        parts: Sequence[TrainBatch],
+        phase: int,
+        progress: Progress,
+        totals: Mapping[str, Tensor],
+        note: Callable[[str], None],
+    ) -> list[Scalars]:
+        """The weight update of one phase; returns as ``step``."""
         # What a step changes beside weights and the optimiser's state, to be taken back where its loss is not finite.
         before = {name: x.clone() for name, x in self.method.named_buffers()} if self._skips else {}
-        totals = self._totals(parts)
+        which = (phase,) if self.method.phases > 1 else ()
         scalars: list[Scalars] = []
         updated = False
         for number, batch in enumerate(parts, 1):
             with self._accelerator.accumulate(self._wrapped):
                 with _memory_suffices(progress):
-                    output: StepOutput = self._wrapped(self._on_device(batch), progress)
+                    output: StepOutput = self._wrapped(self._on_device(batch), progress, *which)
                     means = self._means(output, totals)
                     loss = weighted_sum(means, output.terms)
                     self._accelerator.backward(loss)
@@ -153,11 +190,6 @@ class Learner:
                             self.optimizer.step()
                         updated = True
                 self.optimizer.zero_grad(set_to_none=True)
-        learned = updated and not self._accelerator.optimizer_step_was_skipped  # fp16's scale was too large
-        self._require_progress(learned, progress)
-        if learned:
-            reshard(self.method)
-            self.method.after_step(progress)
         return scalars if updated else []
 
     def _clipped(self) -> Tensor:

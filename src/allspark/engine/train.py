@@ -23,7 +23,7 @@ from allspark.data.depth import with_white
 from allspark.data.stream import TrainStream, steps_per_epoch, train_batches
 from allspark.engine.bar import Bar
 from allspark.engine.checkpoint import load_checkpoint
-from allspark.engine.fit import require_fit
+from allspark.engine.fit import require_fit, require_room
 from allspark.engine.learner import Learner, OutOfMemoryError
 from allspark.engine.prepare import build_method_of, open_checked, what_begins
 from allspark.engine.random_state import process_seed, random_states, restore_random_state
@@ -103,6 +103,7 @@ def _train(config: Config, folder: RunFolder, resume: bool, accelerator: Acceler
             config = written = config.model_copy(update={"data": data})
             require_fit(config, source.num_classes, device)
         method, state = build_method_of(config, source, checkpoint, folder.last, sink.note)
+        require_room(method, config.train, device)
         stream = TrainStream(
             source,
             config.data,
@@ -283,6 +284,8 @@ class _Training:
             with fail_together():
                 if self.accelerator.is_main_process:
                     row |= self.validator.health(predictor, method, state, state.step / self.learner.total_steps)
+        progress = Progress(state.step, self.recorder.steps_per_epoch, self.learner.total_steps)
+        method.after_validation(progress, row.get("best", True))
         content = {}
         if row.get("best"):
             content = {name: full_tensor(tensor) for name, tensor in model_tensors(method.deployed).items()}

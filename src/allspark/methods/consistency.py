@@ -6,9 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from allspark.batch import IGNORE, LabeledBatch, Progress, StepOutput, Term, TrainBatch
@@ -47,17 +48,20 @@ class Consistency(Method):
             return self.learn(batch, progress)
         labeled = batch.labeled
         assert labeled is not None
-        loss = self.labeled_weight * self.labeled_loss(self.segmenter.logits(labeled.image), labeled.mask)
-        return StepOutput(
-            {"labeled": loss}, class_pixels=class_pixels(self.segmenter.num_classes, labeled=labeled.mask)
-        )
+        pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask)
+        return StepOutput(self.learn_labeled(labeled), class_pixels=pixels)
+
+    def learn_labeled(self, labeled: LabeledBatch) -> dict[str, Term]:
+        """The terms of a step of labelled images alone."""
+        loss = self.labeled_loss(self.segmenter.logits(labeled.image), labeled.mask)
+        return {"labeled": self.labeled_weight * loss}
 
     def output(
         self,
         terms: Mapping[str, Term],
         labeled: LabeledBatch,
         labels: Int[Tensor, "u H W"],
-        sure: Bool[Tensor, "u H W"],
+        sure: Shaped[Tensor, "u H W"],
         valid: Bool[Tensor, "u H W"],
         **metrics: Tensor,
     ) -> StepOutput:
@@ -67,13 +71,13 @@ class Consistency(Method):
             terms: of the loss.
             labeled: the labelled images.
             labels: pseudo-labels of the weak views.
-            sure: which of them count.
+            sure: which of them count, or how far each is trusted.
             valid: False where a crop was padded.
             metrics: what else to log.
         """
         pseudo = labels.where(valid, IGNORE)  # sure or not: a class is forgotten before it is unsure
         pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo)
-        kept = (sure & valid).sum() / valid.sum().clamp(min=1)
+        kept = (sure * valid).sum() / valid.sum().clamp(min=1)
         return StepOutput(terms, self.metrics() | {"kept": kept} | metrics, pixels)
 
     @abstractmethod
@@ -103,9 +107,14 @@ class MeanTeacher(Consistency):
         teacher: begins as the network and follows its updates.
     """
 
-    def __init__(self, settings: config.MeanTeacher, build: Callable[[], Segmenter]) -> None:
+    def __init__(
+        self,
+        settings: config.MeanTeacher,
+        build: Callable[[], Segmenter],
+        buffers: Literal["average", "own"] = "average",
+    ) -> None:
         super().__init__(settings, build)
-        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
+        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers)
 
     def begin(self) -> None:
         """The teacher starts as the student."""

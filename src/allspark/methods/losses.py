@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from allspark.batch import IGNORE, Term
@@ -21,10 +22,25 @@ Loss = Callable[[Logits, Tensor], Term]
 
 
 def labeled_loss(settings: MethodConfig) -> Loss:
-    """The loss of labelled images that a method's settings name."""
+    """The loss of labelled images that a method's settings name, with that of the auxiliary head where there is one."""
+    loss: Loss = cross_entropy
     if settings.labeled_loss == "ohem":
-        return partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
-    return cross_entropy
+        loss = partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
+    return partial(_with_auxiliary, loss)
+
+
+def _with_auxiliary(loss: Loss, logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
+    """One term for both heads: the mean of the first, and ``weight`` times that of the second.
+
+    Hard pixels are others for each head, and so many others; over all processes each is a mean over its own.
+    """
+    term = loss(logits, target)
+    if logits.auxiliary is None:
+        return term
+    other = loss(logits.of_auxiliary(), target)
+    own, beside = all_reduce(torch.stack([term.count, other.count]).double())
+    share = (own / beside.clamp(min=1)).to(other.total.dtype)
+    return replace(term, total=term.total + logits.auxiliary.weight * share * other.total)
 
 
 def cross_entropy(logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
@@ -52,6 +68,58 @@ def masked_cross_entropy(
         keep = keep & over
     total = logits.losses(target).where(keep, 0).sum()
     return Term(total, keep.new_tensor(keep.numel(), dtype=torch.int64) if over is None else over.sum())
+
+
+def weighted_cross_entropy(
+    logits: Logits,
+    target: Int[Tensor, "b H W"],
+    confidence: Float[Tensor, "b H W"],
+    keep: Bool[Tensor, "b H W"],
+    over: Bool[Tensor, "b H W"],
+) -> Term:
+    """Cross-entropy of the pixels that are kept, weighted by 1 + confidence; the others have weight 1 in the mean.
+
+    Args:
+        logits: of b images.
+        target: class ids and IGNORE, which costs nothing.
+        confidence: of the target.
+        keep: pixels whose loss counts.
+        over: pixels that it is divided by; those outside do not count either.
+    """
+    total = ((1 + confidence) * logits.losses(target)).where(keep & over, 0).sum()
+    return Term(total, (1 + confidence.where(keep, 0)).where(over, 0).sum())
+
+
+Trust = Literal["pixel", "share", "confidence"]
+
+
+def trusted_cross_entropy(
+    logits: Logits,
+    target: Int[Tensor, "b H W"],
+    trust: Shaped[Tensor, "b H W"],
+    valid: Bool[Tensor, "b H W"],
+    by: Trust,
+    as_code: bool = False,
+) -> Term:
+    """Cross-entropy as far as labels are trusted, a mean over all but padding (SemiVL, Hoyer et al., ECCV 2024).
+
+    Args:
+        logits: of b images.
+        target: (b, H, W), class ids.
+        trust: (b, H, W), which labels count (pixel, share), or the probability of each (confidence).
+        valid: False where a crop was padded; these pixels do not count.
+        by: ``pixel``, the labels that count; ``share`` and ``confidence``, all labels of an image, by the mean of its
+            trust.
+        as_code: published weights of images count padding in the total, and ``confidence`` is the sum over the images,
+            of the loss of all of them: it grows with the batch, and does not add up over micro-batches.
+    """
+    if by == "pixel":
+        return masked_cross_entropy(logits, target, trust, valid)
+    losses = logits.losses(target)
+    mean = (trust * valid).sum((1, 2), dtype=losses.dtype) / valid.sum((1, 2)).clamp(min=1)  # (b,)
+    each = (losses if as_code else losses.where(valid, 0)).sum((1, 2))
+    total = each.sum() * mean.sum() if as_code and by == "confidence" else (each * mean).sum()
+    return Term(total, valid.sum())
 
 
 def reliable_cross_entropy(

@@ -16,7 +16,7 @@ from allspark.methods.base import class_pixels
 from allspark.methods.class_graphs import ClassGraph, ClassGraphs
 from allspark.methods.consistency import MeanTeacher
 from allspark.methods.losses import masked_cross_entropy, reliable_cross_entropy
-from allspark.methods.mixing import at_cells, pasted_next, valid_pixels, view_boxes
+from allspark.methods.mixing import on_grid, pasted_next, valid_pixels, view_boxes
 from allspark.models.segmenter import Segmenter
 from allspark.models.semicvt import TwoBranchSegmenter
 
@@ -94,7 +94,9 @@ class SemiCVT(MeanTeacher):
         return self.labeled_weight * (one + other)
 
     def _graph(self, hidden: Tensor, logits: Logits, valid: Bool[Tensor, "u H W"]) -> ClassGraph:
-        graph: ClassGraph = self.graphs(hidden, logits.coarse.softmax(1), at_cells(valid, logits))
+        graph: ClassGraph = self.graphs(
+            hidden, logits.coarse.softmax(1), on_grid(valid, logits.coarse.shape[2:], logits.padded)
+        )
         return graph
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from allspark.errors import ConfigError
 from allspark.kernels.matmul import use_faster_products
 from allspark.kernels.mix_ffn import save_memory
 from allspark.models import efficientnet_lite
-from allspark.models.dilation import dilate
+from allspark.models.dilation import deepen_stem, dilate
 from allspark.models.encoder_config import (
     BOOKKEEPING,
     HUB,
@@ -43,6 +43,8 @@ from allspark.models.pretrained import body_from_state, load_body
 from allspark.models.published import mit_sizes, nvlabs_to_transformers, read_foreign
 from allspark.runtime.modes import evaluating
 
+_OF_RESNETS = {"output_stride": "be dilated", "multi_grid": "be dilated", "deep_stem": "have a deep stem"}
+"""What else no encoder has, field by field of the configuration."""
 Change = Callable[[int, Tensor], Tensor]
 """Number of a feature map, from 0, and the map -> what takes its place."""
 
@@ -158,9 +160,9 @@ def _efficientnet_lite0(config: ModelConfig, load_weights: bool) -> Encoder:
         raise ConfigError(
             f"model.encoder_config: {config.encoder} has no fields, got {', '.join(config.encoder_config)}"
         )
-    if config.output_stride is not None or config.activation_checkpointing:
-        field = "output_stride" if config.output_stride is not None else "activation_checkpointing"
-        raise ConfigError(f"model.{field}: {config.encoder} does not have it; leave it at its default")
+    for field in (*_OF_RESNETS, "activation_checkpointing"):
+        if getattr(config, field):
+            raise ConfigError(f"model.{field}: {config.encoder} does not have it; leave it at its default")
     body = efficientnet_lite.EfficientNetLite0()
     if load_weights and config.pretrained != "none":
         hub = config.pretrained == "hub"
@@ -226,9 +228,14 @@ def _of_transformers(config: ModelConfig, load_weights: bool) -> Encoder:
                 "use none, a hub name, a local folder or an NVlabs .pth file"
             )
         source = HUB.get(config.encoder, config.encoder)
-    if config.output_stride is not None and not isinstance(architecture, ResNetConfig):
+    for field, what in _OF_RESNETS.items():
+        if getattr(config, field) and not isinstance(architecture, ResNetConfig):
+            raise ConfigError(
+                f"model.{field}: only ResNet encoders can {what}, not {config.encoder!r}; leave it at its default"
+            )
+    if config.multi_grid and config.output_stride is None:
         raise ConfigError(
-            f"model.output_stride: only ResNet encoders can be dilated, not {config.encoder!r}; set it to null"
+            "model.multi_grid: it multiplies a dilation; set model.output_stride to 8 or 16, or it to false"
         )
     if isinstance(architecture, SegformerConfig):
         body = load_body(SegformerModel, architecture, source)
@@ -237,7 +244,9 @@ def _of_transformers(config: ModelConfig, load_weights: bool) -> Encoder:
     body = load_body(MODEL_FOR_BACKBONE_MAPPING[type(architecture)], architecture, source)
     _checkpoint_activations(body, config)
     if config.output_stride is not None:
-        dilate(body, config.output_stride)
+        dilate(body, config.output_stride, multi_grid=config.multi_grid)
+    if config.deep_stem:
+        deepen_stem(body)
     if not hasattr(architecture, "patch_size"):
         kind = _ResNet if isinstance(architecture, ResNetConfig) else Encoder
         return kind(body, tuple(body.channels), *_measured(body, config.encoder))

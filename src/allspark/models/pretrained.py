@@ -52,11 +52,16 @@ def load_body(model: Any, config: PretrainedConfig, source: str) -> Any:
     return body
 
 
+def cached(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    """Load from a folder or the hub's local cache; OSError where it is in neither."""
+    with _quiet():
+        return load(name, local_files_only=True, **kwargs)
+
+
 def cached_or_hub(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     """Load from a folder or the hub's local cache without network; only then ask the hub."""
     try:
-        with _quiet():
-            return load(name, local_files_only=True, **kwargs)
+        return cached(load, name, **kwargs)
     except OSError as error:
         if not hub_answers():
             raise CheckpointError(_no_weights(name)) from error
