@@ -185,6 +185,8 @@ def test_settings_that_do_not_fit_are_one_line():
     sizes = ["model.encoder_config.hidden_sizes=[8,16]", "model.decoder=deeplabv3plus"]
     with pytest.raises(ConfigError, match=r"^method\.name: semicvt needs .* 4 stages at least, and this one has 3"):
         build(*short, *sizes)
+    with pytest.raises(ConfigError, match=r"^model\.auxiliary_weight: semicvt has no head beside"):
+        build("model.auxiliary_weight=0.4")
 
 
 def test_published_defaults():

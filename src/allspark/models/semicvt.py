@@ -32,7 +32,7 @@ class TwoBranchSegmenter(Segmenter):
         drop_path: how often an exchange leaves out what the other branch gives, image by image.
 
     Raises:
-        ConfigError: the encoder has too few stages, or does not run stage by stage.
+        ConfigError: the encoder has too few stages, or does not run stage by stage; or there is an auxiliary head.
     """
 
     def __init__(self, plain: Segmenter, width: int, drop_path: float) -> None:
@@ -44,6 +44,8 @@ class TwoBranchSegmenter(Segmenter):
                 f"and this one has {stages or 'none'}: set model.encoder to resnet-50, resnet-101, "
                 "efficientnet-lite0 or a mit"
             )
+        if plain.auxiliary is not None:
+            raise ConfigError("model.auxiliary_weight: semicvt has no head beside those of its branches; set it to 0")
         self.branch = TransformerBranch(self.encoder.channels, self.encoder.strides, width, drop_path)
         self.second = _drawn_anew(self.decoder)
         self.train(plain.training)
