@@ -7,9 +7,10 @@ import torch
 
 from allspark.kernels.logits import Logits
 from allspark.methods import dgcl, u2pl
-from allspark.methods.contrast import at_grid, reliable_cross_entropy
+from allspark.methods.contrast import at_grid
 from allspark.methods.dgcl import DGCL
 from allspark.methods.filters import percentile
+from allspark.methods.losses import reliable_cross_entropy
 from allspark.methods.u2pl import U2PL
 from tests.golden.arrays import Arrays
 from tests.golden.test_peers import Playback, close, with_grad

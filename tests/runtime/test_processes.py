@@ -412,6 +412,16 @@ def test_divided_weights_train_as_whole_ones(scenes, tmp_path, encoder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["mkd", "ccvc", "ps-mt", "gta-seg, tied", "semicvt"])
+def test_several_networks_train_divided(scenes, tmp_path, forks, name):
+    """Weights of their classifiers are asked for whole, features follow, and some networks rest in some updates."""
+    for shard in ("false", "true"):
+        changes = [*batches(2), *SAME[name], f"data.root={scenes}", f"train.shard={shard}"]
+        forks.train(apply_overrides(load_recipe("folder"), with_defaults(*changes)), tmp_path / shard, 2)
+    assert_same_training(tmp_path / "false", tmp_path / "true")
+
+
+@pytest.mark.slow
 def test_a_teacher_follows_divided_weights(scenes, tmp_path):
     """Two processes with whole weights and with divided ones, AdamW, the bottleneck; the teacher is what is scored."""
     method = ["method.name=fixmatch", "method.confidence=0.3", *BOTTLENECK, "optim.name=adamw", *ADAM]

@@ -16,7 +16,8 @@ from allspark.kernels.logits import Auxiliary, Logits, Size
 from allspark.models.allspark import AllSparkBottleneck, Guide
 from allspark.models.decoders import AuxiliaryHead, DeepLabV3Plus, SegformerHead
 from allspark.models.dpt import DPTHead
-from allspark.models.encoders import Encoder, build_encoder, published_encoder
+from allspark.models.encoder import Encoder
+from allspark.models.encoders import build_encoder, published_encoder
 from allspark.runtime.modes import evaluating
 
 _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
