@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from allspark.batch import IGNORE, IMAGENET, LabeledBatch, TrainBatch, UnlabeledBatch, Views
+from allspark.batch import IGNORE, IMAGENET, LabeledBatch, StepOutput, TrainBatch, UnlabeledBatch, Views
 from allspark.data.stream import TrainStream, train_batches
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.sinks import Sink, read_log
@@ -81,6 +81,18 @@ def make_pseudo_masks(root: Path) -> None:
     (root / "pseudo.txt").write_text("".join(lines))
 
 
+_NEEDED = {
+    "logicdiag": ['method.hierarchy={"thing":[ball,crate,tent,ring]}'],
+    "u2pl": ["method.bank_sizes=[200,100]"],  # as published they are slow to save
+    "dgcl": ["method.bank_size=100", "method.bank_new=50", "method.dense=20"],
+}
+
+
+def choose(name: str) -> list[str]:
+    """Overrides that choose a method, with what it cannot do without on generated scenes, and with small banks."""
+    return [f"method.name={name}", *_NEEDED.get(name, [])]
+
+
 class LogitsOf(nn.Module):
     """Lets a plain network (images to logits of every pixel) be predicted with, as a Segmenter is."""
 
@@ -109,6 +121,25 @@ def batches_of(source, config, start=0, stop=4, **options):
     """The micro-batches of some steps, read as training does."""
     parts = range(start * config.optim.accumulate, stop * config.optim.accumulate)
     return train_batches(stream_of(source, config, **options), parts, workers=config.data.workers)
+
+
+def step_of(method, batch, progress):
+    """The terms of a step, of all its phases together where it has several."""
+    phases = [(phase,) if method.phases > 1 else () for phase in method.phases_of(progress)]
+    outputs = [method(batch, progress, *phase) for phase in phases]
+    found = [{}, {}, {}]
+    for output in outputs:
+        for known, more in zip(found, (output.terms, output.metrics, output.class_pixels), strict=True):
+            assert not known.keys() & more.keys()
+            known |= more
+    return StepOutput(*found)
+
+
+def follow_step(method, progress):
+    """What a method does after the weight updates of a step."""
+    for phase in method.phases_of(progress):
+        method.after_phase(phase, progress)
+    method.after_step(progress)
 
 
 def batch_of(views, labeled=2, unlabeled=2, size=(64, 96), classes=5, valid=None, dtype=torch.float32):

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from allspark.methods.mixing import box_masks, mix, mix_logits, reversed_batch, valid_pixels
     from allspark.methods.teacher import Teacher
     from allspark.models.allspark import AllSparkBottleneck, Guide
-    from allspark.models.encoders import ENCODERS, Encoder, add_encoder
+    from allspark.models.encoder import Encoder
+    from allspark.models.encoders import ENCODERS, add_encoder
     from allspark.models.ensemble import Ensemble
     from allspark.models.segmenter import Features, Segmenter, build_segmenter
     from allspark.recipes import RECIPES
@@ -232,9 +233,9 @@ _HOME = {
         "AllSparkBottleneck",
         "Guide",
     ),
+    "models.encoder": ("Encoder",),
     "models.encoders": (
         "ENCODERS",
-        "Encoder",
         "add_encoder",
     ),
     "models.ensemble": ("Ensemble",),

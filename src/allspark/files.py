@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 
@@ -53,12 +55,14 @@ def lock_folder(folder: Path) -> IO[str]:
     """Claim a folder for this process until the returned file is closed, or the process ends in whatever way.
 
     Raises:
-        OSError: another process has it (Windows never says so), or ``.lock`` is a link.
+        OSError: another process has it, or ``.lock`` is a link.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # what a link leads to is somebody else's
     file = os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+")
     try:
-        if sys.platform != "win32":
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
             # Not flock: forked processes that read images would hold it on after this process was killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -68,7 +72,9 @@ def lock_folder(folder: Path) -> IO[str]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut."""
+    """Make a rename in a folder survive a power cut; Windows, which opens no folder, does so by itself."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,16 +19,21 @@ from allspark.methods.base import deployed_name
 from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 from tests.fakes import ENCODERS
-from tests.helpers import batch_of
+from tests.helpers import batch_of, choose, follow_step, step_of
 
-PADDING_COUNTS = {"cps"}  # as published
+PADDING_COUNTS = {"cps", "fpl", "mkd", "ccvc"}  # as published
+OF_BOTH_KINDS = {"contrast"}  # terms that learn from labelled pixels too
+WEIGHED = {"unlabeled", "labeled_consistency"}
+OWN_COUNTS = dict.fromkeys(("ael", "fpl-ael", "ps-mt", "gta-seg"), WEIGHED)  # weights, which the teacher gives
+LATE = Progress(8, 1, 10)  # no warm-up is longer
+BY_STAGE = {"segformer", "resnet"}  # encoders that semicvt's branch can exchange with
 
 
 def config(name, encoder="segformer", *changes):
     model = {"encoder": encoder, "encoder_config": ENCODERS[encoder], "pretrained": "none", "decoder_channels": 16}
     model["bottleneck_warmup_epochs"] = 1
-    tree = {"data": {"crop": (64, 96)}, "model": model, "method": {"name": name}}
-    return apply_overrides(Config.model_validate(tree), changes)
+    tree = {"data": {"crop": (64, 96)}, "model": model}
+    return apply_overrides(Config.model_validate(tree), [*choose(name), *changes])
 
 
 def build(name, encoder="segformer", *changes):
@@ -54,7 +59,8 @@ def labeled_terms(output):
 
 
 def other_terms(output):
-    return {name: term for name, term in output.terms.items() if not name.startswith("labeled")}
+    labeled = {*labeled_terms(output), *OF_BOTH_KINDS}
+    return {name: term for name, term in output.terms.items() if name not in labeled}
 
 
 def test_every_method_has_settings_and_all_settings_a_method():
@@ -75,7 +81,7 @@ def test_one_step_gives_gradients_to_all_that_trains_and_to_nothing_else(method,
     for step in range(2):  # the second reads a memory, where there is one
         method.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            output = method(batch_of(method.views), Progress(step, 1, 10))
+            output = step_of(method, batch_of(method.views), Progress(step, 1, 10))
         output.loss.backward()
         method.after_validation(Progress(step + 1, 1, 10), best=True)
     assert output.loss.shape == () and torch.isfinite(output.loss)
@@ -100,12 +106,12 @@ def test_training_learns_the_labels_of_one_batch(method):
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
     losses = []
     for step in range(15):
-        output = method(data, Progress(step, 1, 15))
+        output = step_of(method, data, Progress(step, 1, 15))
         losses.append(float(output.terms["labeled"].mean().detach()))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        method.after_step(Progress(step, 1, 15))
+        follow_step(method, Progress(step, 1, 15))
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -117,8 +123,8 @@ def test_a_step_leaves_modes_and_data_as_they_were(method):
     parts = [part for part in (data.labeled, data.unlabeled, data.partner) if part is not None]
     tensors = [x for part in parts for f in fields(part) if isinstance(x := getattr(part, f.name), torch.Tensor)]
     copies = [x.clone() for x in tensors]
-    method(data, Progress(0, 1, 10)).loss.backward()
-    method.after_step(Progress(0, 1, 10))
+    step_of(method, data, Progress(0, 1, 10)).loss.backward()
+    follow_step(method, Progress(0, 1, 10))
     assert [module.training for module in method.modules()] == modes and not first.encoder.training
     assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))
 
@@ -126,7 +132,7 @@ def test_a_step_leaves_modes_and_data_as_they_were(method):
 def test_all_ignored_masks_keep_the_loss_finite(method):
     data = batch_of(method.views)
     blank = replace(data, labeled=replace(data.labeled, mask=torch.full_like(data.labeled.mask, IGNORE)))
-    output = method(blank, Progress(0, 1, 10))
+    output = step_of(method, blank, Progress(0, 1, 10))
     output.loss.backward()
     assert torch.isfinite(output.loss)
     assert all(float(term.mean().detach()) == 0 for term in labeled_terms(output).values())
@@ -134,7 +140,7 @@ def test_all_ignored_masks_keep_the_loss_finite(method):
 
 def test_padding_of_unlabeled_images_is_not_supervised(method):
     data = batch_of(method.views, valid=torch.zeros(2, 64, 96, dtype=torch.bool))
-    output = method(data, Progress(0, 1, 10))
+    output = step_of(method, data, LATE)
     assert output.loss > 0
     if method.settings().name not in PADDING_COUNTS:
         assert all(float(term.mean().detach()) == 0 for term in other_terms(output).values())
@@ -144,18 +150,24 @@ def test_what_the_batch_tells_of_counts_is_what_the_terms_count(method):
     """So micro-batches add up to one batch; see engine/test_learner.py."""
     data = batch_of(method.views, valid=torch.rand(2, 64, 96) < 0.7)
     data.labeled.mask[:, :20] = IGNORE
-    known, terms = method.counts(data), method(data, Progress(0, 1, 10)).terms
-    assert known.keys() == terms.keys() | ({"unlabeled"} & known.keys() if data.unlabeled is None else set())
-    for name, count in known.items():
-        assert int(count) == int(terms[name].count), name
+    known = method.counts(data)
+    told: set[str] = set()
+    for progress in (Progress(0, 1, 10), LATE):
+        terms = step_of(method, data, progress).terms
+        for name in known.keys() & terms.keys():
+            assert int(known[name]) == int(terms[name].count), name
+        assert terms.keys() <= known.keys() | OWN_COUNTS.get(method.settings().name, set())
+        told |= terms.keys()
+    assert known.keys() - ({"unlabeled"} if data.unlabeled is None else set()) <= told
 
 
 def silence(method):
     for part in method.modules():
         if hasattr(part, "dropout") and isinstance(part.dropout, float):
             part.dropout = 0.0
-        if hasattr(part, "feature_dropout"):
-            part.feature_dropout = 0.0
+        for name in ("feature_dropout", "noise"):
+            if hasattr(part, name):
+                setattr(part, name, 0.0)
         if isinstance(part, torch.nn.Dropout2d) or hasattr(part, "drop_prob"):
             part.p = part.drop_prob = 0.0
 
@@ -166,12 +178,12 @@ def test_saved_state_is_all_there_is(which, method):
     silence(method)
     silence(other)
     for step in range(2):
-        method(batch_of(method.views), Progress(step, 1, 10))
-        method.after_step(Progress(step, 1, 10))
+        step_of(method, batch_of(method.views), Progress(step, 1, 10))
+        follow_step(method, Progress(step, 1, 10))
         method.after_validation(Progress(step + 1, 1, 10), best=True)
     other.load_state_dict(method.state_dict())
     data = batch_of(method.views)
-    losses = [one(data, Progress(2, 1, 10)).loss for one in (method, other)]
+    losses = [step_of(one, data, LATE).loss for one in (method, other)]
     torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
@@ -192,8 +204,9 @@ def test_what_is_derived_from_weights_follows_those_that_come_later(method):
         for parameter in network.parameters():
             parameter.data.add_(1)
     method.begin()
+    source = method.deployed if method.deployed in method.networks() else method.networks()[0]  # or trains by itself
     for name, tensor in method.deployed.state_dict().items():
-        assert torch.equal(tensor, method.networks()[0].state_dict()[name]), name
+        assert torch.equal(tensor, source.state_dict()[name]), name
 
 
 @pytest.mark.slow
@@ -203,9 +216,13 @@ def test_what_is_derived_from_weights_follows_those_that_come_later(method):
 )
 def test_every_method_learns_on_every_network(name, encoder, decoder):
     stride = ["model.output_stride=16"] if encoder == "resnet" else []
+    if name == "semicvt" and encoder not in BY_STAGE:
+        with pytest.raises(ConfigError, match=r"^method.name: semicvt needs an encoder that runs stage by stage.*$"):
+            build(name, encoder, f"model.decoder={decoder}")
+        return
     method = build(name, encoder, f"model.decoder={decoder}", *stride)
     for step in range(2):  # the second reads the memory
-        output = method(batch_of(method.views), Progress(step, 1, 10))
+        output = step_of(method, batch_of(method.views), Progress(step, 1, 10))
         output.loss.backward()
     assert torch.isfinite(output.loss)
     for network in method.networks():

@@ -17,7 +17,7 @@ from tests.conftest import TINY
 from tests.helpers import assert_same_run
 
 # How many times a run is killed, for each number of processes and of workers.
-KILLS = int(os.environ.get("ALLSPARK_KILLS", "50"))
+KILLS = int(os.environ.get("ALLSPARK_KILLS", "20"))
 
 # A process that has imported everything and forks the runs, so that fifty starts take seconds.
 SCRIPT = """

@@ -28,7 +28,7 @@ from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
 from allspark.runtime.signals import Interrupted
-from tests.helpers import Lines, StopAfter, assert_same_run, losses
+from tests.helpers import Lines, StopAfter, assert_same_run, choose, losses
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def broken_loss(output, value=float("nan")):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_config_log_and_checkpoints(config, tmp_path, method):
-    config = apply_overrides(config, [f"method.name={method}"])
+    config = apply_overrides(config, choose(method))
     result = train(config, tmp_path / "run")
     assert result.steps == 4 and result.best is not None and 0 <= result.last <= result.best <= 1
     assert load_config(tmp_path / "run" / "config.yaml").method.name == method
@@ -165,9 +165,7 @@ def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
 def test_methods_start_from_the_same_weights(config, tmp_path):
     states = []
     for method in METHODS:
-        still = apply_overrides(
-            config, [f"method.name={method}", "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"]
-        )
+        still = apply_overrides(config, [*choose(method), "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"])
         train(still, tmp_path / method)
         states.append(load_checkpoint(checkpoint_path(tmp_path / method, "last")).part("model."))
     for state in states[1:]:

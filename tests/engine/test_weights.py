@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import SegformerConfig, SegformerModel
+from transformers import ResNetConfig, ResNetForImageClassification, SegformerConfig, SegformerModel
 
 from allspark.config.files import apply_overrides, load_config
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
@@ -57,6 +57,21 @@ def test_a_licence_is_said_before_training_and_kept(config, tmp_path):
 
     assert "encoder begins with" not in noted(config, tmp_path / "random")
     assert weights(tmp_path / "random") is None
+
+
+def test_a_stem_that_is_new_is_said_to_be(config, tmp_path):
+    sizes = ENCODERS["resnet"]
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(tmp_path / "weights")
+    network = ["model.encoder=resnet", "model.encoder_config={}", f"model.pretrained={tmp_path / 'weights'}"]
+    network += [f"model.encoder_config.{name}={value}" for name, value in sizes.items()]
+    for number, (changes, words) in enumerate(
+        {
+            ("model.deep_stem=true",): "note: model.deep_stem: its three convolutions are new",
+            ("model.deep_stem=true", "model.freeze_encoder=true"): "leaves the stem of model.deep_stem at its random",
+        }.items()
+    ):
+        assert words in noted(apply_overrides(config, [*network, *changes]), tmp_path / f"{number}")
+    assert "deep_stem" not in noted(apply_overrides(config, network), tmp_path / "plain", sinks=[StopAfter(1)])
 
 
 def test_a_frozen_encoder_stays_as_it_began(config, tmp_path):

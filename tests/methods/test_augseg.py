@@ -10,7 +10,8 @@ from allspark.batch import Progress
 from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
 from allspark.methods import build_method
-from allspark.methods.augseg import image_confidence, partners
+from allspark.methods.augseg import image_confidence
+from allspark.methods.mixing import partners
 from tests.conftest import TINY
 from tests.helpers import batch_of, pixels
 

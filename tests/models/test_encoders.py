@@ -16,8 +16,9 @@ from transformers import (
 from allspark.batch import IMAGENET
 from allspark.config.schema import Config, ModelConfig
 from allspark.errors import CheckpointError, ConfigError
+from allspark.models.encoder import freeze_unused
 from allspark.models.encoder_config import MIT_PRESETS
-from allspark.models.encoders import build_encoder, freeze_unused, resolve_encoder
+from allspark.models.encoders import build_encoder, resolve_encoder
 from allspark.models.segmenter import build_segmenter
 from tests.fakes import ENCODERS, tiny
 

@@ -20,14 +20,26 @@ from allspark.engine.sinks import read_log
 from allspark.runtime.launch import ProcessesFailed, launch
 from tests.conftest import TINY
 from tests.fakes import ENCODERS
-from tests.helpers import make_pseudo_masks
+from tests.forks import Forks
+from tests.helpers import choose, make_pseudo_masks
 
 EXACT = ["train.precision=fp64", "eval.precision=fp64", "model.decoder_dropout=0", "model.bottleneck_dropout=0"]
 NO_FEATURES = ["method.feature_dropout=0"]
 OLD = ["method.confidence=0.3", "method.old_confidence=0.3", "method.history=2"]
 SPREAD = ["method.confidence=0.3", "method.correlation_dropout=0"]
 V2 = ["method.name=unimatch-v2", "method.feature_dropout=false"]
+U2PL = [
+    *("method.name=u2pl", "method.cutmix=0", "method.projection_dropout=0", "method.bank_sizes=[60,50]"),
+    "method.ranks=[1,4]",
+]
+DGCL = [
+    *("method.name=dgcl", "method.cutmix=0", "method.bank_size=20", "method.bank_new=20", "method.dense=8"),
+    *("method.neighbours=[2,8]", "method.contrast_drop=[0,0]", "method.contrast_first=true"),
+]
 HARD = ["method.ohem_threshold=0.05"]
+OWN_BOXES = ["method.adaptive_boxes=false"]
+NO_MIX, NO_MAPPING = ["method.cutmix=0"], ["method.mapping_dropout=0"]
+TEACHERS = ["method.cutmix=false", "method.noise=0", "method.supervised_epochs=1", "method.ramp_epochs=1"]
 BOTTLENECK = ["model.bottleneck=allspark"]
 ADAM = ["optim.lr=1e-4", "optim.decay_norms=false"]
 FOUR_STEPS = ["train.epochs=4", "train.steps_per_epoch=1", "model.bottleneck_warmup_epochs=2", "train.health_images=2"]
@@ -43,8 +55,19 @@ def scenes(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def forks():
+    server = Forks()
+    yield server
+    server.close()
+
+
+def with_defaults(*changes):
+    return [*TINY, *EXACT, *FOUR_STEPS, "views.scale=[0.5,2.0]", "data.crop=64", *changes]
+
+
 def command(scenes, out, processes=1, *changes):
-    changes = [*TINY, *EXACT, *FOUR_STEPS, "views.scale=[0.5,2.0]", "data.crop=64", *changes]
+    changes = with_defaults(*changes)
     options = [part for change in changes for part in ("--set", change)]
     arguments = ["train", "--recipe", "folder", "--data", scenes, "--out", out, *options]
     return [sys.executable, "-m", "allspark.cli.app", *map(str, arguments), "--processes", str(processes)]
@@ -80,55 +103,69 @@ def network(name):
     return [f"model.encoder={name}", "model.encoder_config={}", *sizes, *more]
 
 
+# One number of processes or another: the same; the first of them with every run of the tests.
+SAME = {
+    "allspark": [],
+    "pseudo-label on ResNet": ["method.name=pseudo-label", *network("resnet")],
+    "Swin": network("swin"),
+    "no memory": ["model.bottleneck_memory=false"],
+    "accumulated": ["model.bottleneck_grouping=off", "optim.accumulate=2"],
+    "clipped": ["method.name=supervised", "optim.clip_norm=0.1"],
+    # fewer pixels than are asked for in one process, but not in both
+    "ohem": ["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD],
+    "ohem of an auxiliary head": [
+        *("model.auxiliary_weight=0.4", "method.labeled_loss=ohem", "method.ohem_min_kept=900", *HARD),
+    ],
+    "unimatch": ["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES],
+    "unimatch with the bottleneck": ["method.name=unimatch", *NO_FEATURES, *BOTTLENECK],
+    "unimatch by percentile": ["method.name=unimatch", "method.filter=percentile", *NO_FEATURES],
+    "unimatch by class": ["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES],
+    # pairs are those of a process: without CutMix there are none
+    "unimatch-v2": [*V2, "method.confidence=0.3", "method.cutmix=0"],
+    "cutmix-seg": ["method.name=cutmix-seg", "method.confidence=0.3"],
+    "augseg": ["method.name=augseg", "method.confidence=0.3", *BOTTLENECK],
+    "cps with AdamW": ["method.name=cps", "optim.name=adamw", *ADAM],
+    "plain cps": ["method.name=cps", "method.cutmix=false"],
+    "st++": ["method.name=st++"],
+    # a box comes out of the images of a process: without adaptive ones, out of the own partner
+    "ael": ["method.name=ael", "method.confidence=0.3", *OWN_BOXES],
+    "fpl": ["method.name=fpl"],
+    "fpl on ael": ["method.name=fpl-ael", *OWN_BOXES],
+    "logicdiag": [*choose("logicdiag"), "method.cutmix=0"],
+    # the next image is one of the process: without CutMix there is none; banks that are filled and overwritten
+    "u2pl": U2PL,
+    "dgcl": DGCL,
+    "pc2seg": ["method.name=pc2seg"],
+    # neighbours are those of a process
+    "mkd": ["method.name=mkd", "method.cutmix=false"],
+    "ccvc": ["method.name=ccvc", "method.confidence=0.3", *NO_MIX, *NO_MAPPING],
+    "ps-mt": ["method.name=ps-mt", "method.confidence=0.3", *TEACHERS],
+    "gta-seg": ["method.name=gta-seg", *NO_MIX],
+    "gta-seg, tied": ["method.name=gta-seg", *NO_MIX, "method.tie_classifier=true"],
+    "prevmatch": ["method.name=prevmatch", *NO_FEATURES, *OLD],
+    "corrmatch": ["method.name=corrmatch", *NO_FEATURES, *SPREAD],
+    "semivl": ["method.name=semivl", *NO_FEATURES, "method.trust=share", "method.confidence=0.3"],
+    "pseudoseg": ["method.name=pseudoseg", "method.cutout=20"],
+    "semicvt": ["method.name=semicvt", "method.cutmix=0", "method.drop_path=0"],
+    "averaged": ["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"],
+}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        [],
-        pytest.param(["method.name=pseudo-label", *network("resnet")], marks=pytest.mark.slow),
-        pytest.param(network("swin"), marks=pytest.mark.slow),
-        pytest.param(["model.bottleneck_memory=false"], marks=pytest.mark.slow),
-        pytest.param(["model.bottleneck_grouping=off", "optim.accumulate=2"], marks=pytest.mark.slow),
-        pytest.param(["method.name=supervised", "optim.clip_norm=0.1"], marks=pytest.mark.slow),
-        # fewer pixels than are asked for in one process, but not in both
-        pytest.param(["method.labeled_loss=ohem", "method.ohem_min_kept=9000", *HARD], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", "method.confidence=0.3", *NO_FEATURES], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", *NO_FEATURES, *BOTTLENECK], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", "method.filter=percentile", *NO_FEATURES], marks=pytest.mark.slow),
-        pytest.param(["method.name=unimatch", "method.filter=class-wise", *NO_FEATURES], marks=pytest.mark.slow),
-        pytest.param(["method.name=prevmatch", *NO_FEATURES, *OLD], marks=pytest.mark.slow),
-        pytest.param(["method.name=corrmatch", *NO_FEATURES, *SPREAD], marks=pytest.mark.slow),
-        pytest.param(
-            ["method.name=semivl", *NO_FEATURES, "method.trust=share", "method.confidence=0.3"], marks=pytest.mark.slow
-        ),
-        pytest.param(["method.name=pseudoseg", "method.cutout=20"], marks=pytest.mark.slow),
-        # pairs are those of a process: without CutMix there are none
-        pytest.param([*V2, "method.confidence=0.3", "method.cutmix=0"], marks=pytest.mark.slow),
-        pytest.param(["method.name=cutmix-seg", "method.confidence=0.3"], marks=pytest.mark.slow),
-        pytest.param(["method.name=augseg", "method.confidence=0.3", *BOTTLENECK], marks=pytest.mark.slow),
-        pytest.param(["method.name=cps", "optim.name=adamw", *ADAM], marks=pytest.mark.slow),
-        pytest.param(["method.name=cps", "method.cutmix=false"], marks=pytest.mark.slow),
-        pytest.param(["method.name=st++"], marks=pytest.mark.slow),
-        pytest.param(["method.name=supervised", "method.ema_decay=0.5", "eval.compare=true"], marks=pytest.mark.slow),
-    ],
-    ids=[
-        *("allspark", "pseudo-label on ResNet", "Swin", "no memory", "accumulated", "clipped", "ohem", "unimatch"),
-        *(
-            "unimatch with the bottleneck",
-            "unimatch by percentile",
-            "unimatch by class",
-            "prevmatch",
-            "corrmatch",
-            "semivl",
-            "pseudoseg",
-        ),
-        *("unimatch-v2", "cutmix-seg", "augseg", "cps with AdamW", "plain cps", "st++", "averaged"),
-    ],
+    [pytest.param(x, id=name, marks=() if name == "allspark" else pytest.mark.slow) for name, x in SAME.items()],
 )
-def test_two_processes_train_what_one_does(scenes, tmp_path, changes):
+def test_two_processes_train_what_one_does(scenes, tmp_path, forks, changes):
     """The same global batch, in float64 and without dropout."""
-    run(command(scenes, tmp_path / "one", 1, *batches(4), *changes))
-    done = run(command(scenes, tmp_path / "two", 2, *batches(2), *changes))
+    for name, processes in (("one", 1), ("two", 2)):
+        size = batches(4 // processes)
+        config = apply_overrides(load_recipe("folder"), with_defaults(*size, *changes, f"data.root={scenes}"))
+        forks.train(config, tmp_path / name, processes)
     assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_command_starts_two_processes_that_speak_as_one(scenes, tmp_path):
+    done = run(command(scenes, tmp_path / "two", 2, *batches(2)))
     assert "2 processes" in done.stderr and done.stdout.count("mIoU") == 2  # best and last, told once
     assert "Warning" not in done.stderr
 
@@ -375,15 +412,23 @@ def test_divided_weights_train_as_whole_ones(scenes, tmp_path, encoder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["mkd", "ccvc", "ps-mt", "gta-seg, tied", "semicvt"])
+def test_several_networks_train_divided(scenes, tmp_path, forks, name):
+    """Weights of their classifiers are asked for whole, features follow, and some networks rest in some updates."""
+    for shard in ("false", "true"):
+        changes = [*batches(2), *SAME[name], f"data.root={scenes}", f"train.shard={shard}"]
+        forks.train(apply_overrides(load_recipe("folder"), with_defaults(*changes)), tmp_path / shard, 2)
+    assert_same_training(tmp_path / "false", tmp_path / "true")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
         ["method.name=fixmatch", "method.confidence=0.3", *BOTTLENECK],
-        ["method.name=prevmatch", *NO_FEATURES, *OLD],
-        ["method.name=corrmatch", *NO_FEATURES, *SPREAD],
-        ["method.name=pseudoseg", "method.cutout=20"],
+        *(SAME[name] for name in ("prevmatch", "corrmatch", "pseudoseg")),
     ],
-    ids=["teacher", "history", "correlation", "attended maps"],
+    ids=["teacher", "prevmatch", "corrmatch", "pseudoseg"],
 )
 def test_what_is_beside_a_network_follows_divided_weights(scenes, tmp_path, method):
     """Two processes with whole weights and with divided ones, AdamW; a teacher is what is scored."""

@@ -12,6 +12,13 @@ DataOption = Annotated[Path | None, typer.Option(metavar="DIR", help="folder of 
 OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field; may be repeated")
 ]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="published settings of the method: for voc, cityscapes or coco (default: the recipe's data set), or none",
+    ),
+]
 SourceOption = Annotated[
     str | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from allspark.cli.common import OverridesOption, PluginOption
+from allspark.cli.common import OverridesOption, PluginOption, PresetOption
 
 app = typer.Typer(help="Show recipes: complete configurations, each field explained.")
 
@@ -15,15 +15,20 @@ app = typer.Typer(help="Show recipes: complete configurations, each field explai
 def show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="see `allspark config list`")],
     overrides: OverridesOption = None,
+    preset: PresetOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Print a recipe: the complete YAML, each field with its meaning and unit.
 
-    With `--set method.name=NAME` it shows the settings of that method.
+    With `--set method.name=NAME` it shows the settings of that method, as `train` would take them.
     """
     from allspark.config.files import apply_overrides, describe, load_recipe, recipe_header
+    from allspark.config.presets import with_preset
 
-    config = apply_overrides(load_recipe(recipe), overrides or [])
+    applied = with_preset(load_recipe(recipe), recipe, preset, overrides or [])
+    for line in applied.lines:
+        typer.echo(line, err=True)
+    config = apply_overrides(applied.config, overrides or [])
     typer.echo(f"{recipe_header(recipe)}\n\n{describe(config)}", nl=False)
 
 

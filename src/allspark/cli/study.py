@@ -48,6 +48,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
     from allspark.cli.show import stderr, stdout
     from allspark.study.figure import draw
     from allspark.study.plan import load_study, plan, require_lists
+    from allspark.study.published import beside
     from allspark.study.run import go_on_command, missing, run_study
     from allspark.study.table import rows_of, write_tables
 
@@ -59,6 +60,8 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
         for run in runs:
             state = "to do" if run in todo else "done"
             console.print(f"{state:6}{run}: {run.out}", markup=False, soft_wrap=True)
+        for line in beside(runs, wanted.paper, wanted.published):
+            console.print(line, markup=False, soft_wrap=True)
     require_lists(todo)
     if dry_run:
         return
@@ -69,7 +72,7 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
     def write() -> str:
         rows = rows_of(runs, wanted.paper)
         draw(rows, out / "results.png", file.stem)
-        return write_tables(rows, runs, out, file.stem)
+        return write_tables(rows, runs, out, file.stem, beside(runs, wanted.paper, wanted.published))
 
     note.print(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {jobs} at once; writing to {out}", markup=False)
     if todo:

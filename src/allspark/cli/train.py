@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allspark.cli.common import DataOption, OverridesOption, PluginOption
+from allspark.cli.common import DataOption, OverridesOption, PluginOption, PresetOption
 from allspark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def train(
     unlabeled: Annotated[Path | None, typer.Option(metavar="LIST", help="list of the unlabelled images")] = None,
     method: Annotated[str | None, typer.Option(metavar="NAME", help="shorthand for --set method.name=NAME")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="NAME", help="shorthand for --set model.encoder=NAME")] = None,
+    preset: PresetOption = None,
     epochs: Annotated[float | None, typer.Option(help="shorthand for --set train.epochs=N")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="shorthand for --set train.device=NAME")] = None,
     workers: Annotated[int | None, typer.Option(help="shorthand for --set data.workers=N")] = None,
@@ -51,8 +52,17 @@ def train(
     short = {"method.name": method, "model.encoder": encoder, "train.epochs": epochs, "train.device": device}
     short |= {"data.workers": workers}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None] + (overrides or [])
-    config, out = chosen(recipe, config_file, out, resume=resume, changes=changes, paths=paths)
-    if processes > 1 and not launched():
+    begins_others = processes > 1 and not launched()
+    silent = begins_others or not _main_process()
+    config, out = chosen(
+        *(recipe, config_file, out),
+        resume=resume,
+        changes=changes,
+        paths=paths,
+        preset=preset,
+        note=_silent if silent else _say,
+    )
+    if begins_others:
         launch(sys.argv[1:], processes)
         return
     follow_parent()
@@ -66,6 +76,10 @@ def train(
         print_result(result)
 
 
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def chosen(
     recipe: str | None,
     config_file: Path | None,
@@ -74,6 +88,8 @@ def chosen(
     resume: bool,
     changes: Sequence[str],
     paths: Mapping[str, Path | None],
+    preset: str | None = None,
+    note: Callable[[str], None] = _say,
 ) -> tuple[Config, Path]:
     """The configuration and the folder that the options of `train` ask for.
 
@@ -85,11 +101,14 @@ def chosen(
         changes: overrides, see :func:`allspark.config.files.apply_overrides`.
         paths: fields of ``data`` that have an option of their own. What exists is made absolute; a list may also be
             named as it lies in the data set's folder.
+        preset: data set whose published settings of the method are wanted, or ``none``; None: the recipe's.
+        note: called with lines that the user should know.
 
     Raises:
         ConfigError: the options contradict each other, or name something that is not there.
     """
     from allspark.config.files import apply_overrides, load_config, load_recipe
+    from allspark.config.presets import with_preset
     from allspark.recipes import RECIPES
 
     if recipe and config_file:
@@ -99,20 +118,23 @@ def chosen(
     if config_file:
         config, name = load_config(config_file), config_file.stem
     elif recipe:
-        config, name = load_recipe(_for_this_machine(recipe, changes)), recipe
+        config, name = load_recipe(_for_this_machine(recipe, changes, note)), recipe
     elif resume and out is not None:
         if not (out / "config.yaml").is_file():
             raise ConfigError(f"{out / 'config.yaml'}: no such file, so there is no run to resume in {out}")
         config, name = load_config(out / "config.yaml"), out.name
     else:
         raise ConfigError(f"say what to train: --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
-    config = apply_overrides(config, changes)
+    applied = with_preset(config, recipe, preset, changes)
+    for line in applied.lines:
+        note(line)
+    config = apply_overrides(applied.config, changes)
     given = {key: path.absolute() if _is_here(path) else path for key, path in paths.items() if path is not None}
     data = config.data.model_copy(update=given)
     return config.model_copy(update={"data": data}), out or Path("runs") / name
 
 
-def _for_this_machine(recipe: str, changes: Sequence[str]) -> str:
+def _for_this_machine(recipe: str, changes: Sequence[str], note: Callable[[str], None]) -> str:
     """On a GPU the recipe ``folder`` is that of a larger network, unless the network or the device is asked for."""
     asked = {item.partition("=")[0].strip(): item.partition("=")[2].strip() for item in changes}
     if recipe != _FOLDER or "model.encoder" in asked or asked.get("train.device") == "cpu":
@@ -121,18 +143,20 @@ def _for_this_machine(recipe: str, changes: Sequence[str]) -> str:
 
     if not cuda.is_available():
         return recipe
-    if _main_process():
-        typer.echo(
-            f"note: there is a GPU, recipe {_FOLDER_ON_GPU} is used in place of {_FOLDER}; "
-            "--set train.device=cpu or --set model.encoder=efficientnet-lite0 keeps the small network",
-            err=True,
-        )
+    note(
+        f"note: there is a GPU, recipe {_FOLDER_ON_GPU} is used in place of {_FOLDER}; "
+        "--set train.device=cpu or --set model.encoder=efficientnet-lite0 keeps the small network"
+    )
     return _FOLDER_ON_GPU
 
 
 def _is_here(path: Path) -> bool:
     """Whether a path, or a pattern of tar files, is meant from the current folder."""
     return path.exists() or any(path.parent.glob(path.name) if path.suffix == ".tar" else ())
+
+
+def _silent(line: str) -> None:
+    """Another process says it."""
 
 
 def _main_process() -> bool:

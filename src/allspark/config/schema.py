@@ -122,6 +122,14 @@ class ModelConfig(Section):
         None,
         description="ResNet encoders: pixels for one step on the last feature map, by dilation; null: as built (32)",
     )
+    multi_grid: bool = Field(
+        False,
+        description="with output_stride: the first block of the last stage is dilated by its rate, the second by twice "
+        "and the third by four times that",
+    )
+    deep_stem: bool = Field(
+        False, description="ResNet encoders: begin with three 3x3 convolutions in place of one of 7x7 (always new)"
+    )
     freeze_encoder: bool = Field(
         False, description="leave the encoder as it is, weights and statistics; only what follows it learns"
     )
@@ -142,6 +150,15 @@ class ModelConfig(Section):
         "384 for dpt as published for the encoder's width, 256 for segformer on encoders up to mit-b1's size, else 768",
     )
     decoder_dropout: Dropout = Field(0.1, description="channel dropout before the classifier")
+    low_level_channels: Positive = Field(
+        48, description="deeplabv3plus: what the finest feature map is reduced to [channels]; 256 in U2PL's family"
+    )
+    auxiliary_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the loss of a small head on the encoder's third feature map, added to the loss of "
+        "labelled images; 0: no such head. Predictions never use it",
+    )
     bottleneck: Literal["none", "allspark"] | None = Field(
         None,
         description="between encoder and decoder: none, or allspark (labelled features reborn from unlabelled ones), "

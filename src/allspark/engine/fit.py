@@ -10,7 +10,8 @@ from allspark.config.schema import Config, TrainConfig
 from allspark.errors import ConfigError
 from allspark.methods.base import Method
 from allspark.models.allspark import AllSparkBottleneck
-from allspark.models.encoders import Encoder, build_encoder
+from allspark.models.encoder import Encoder
+from allspark.models.encoders import build_encoder
 from allspark.models.segmenter import build_bottleneck
 from allspark.runtime.host_memory import host_memory
 from allspark.runtime.modes import evaluating

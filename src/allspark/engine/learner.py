@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from allspark.config.schema import OptimConfig, TrainConfig
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.optim import build_optimizer, named_state, parameter_order, schedule, set_lr
 from allspark.engine.run import method_names
+from allspark.engine.scalars import Scalars, scalars_of
 from allspark.errors import CheckpointError, NotFiniteError, UserError
 from allspark.inference.predictor import out_of_memory
 from allspark.kernels.batch_norm import synchronise_norms
 from allspark.methods.base import Method
-from allspark.models.encoders import Encoder, freeze_unused
+from allspark.models.encoder import Encoder, freeze_unused
 from allspark.models.segmenter import Segmenter
 from allspark.runtime.agreement import CONTINUE, agree_on
 from allspark.runtime.collectives import all_gather_object, all_reduce, world_size
 from allspark.runtime.sharding import distribute_like, full_tensor, reshard, shard
 
-GRAD_NORM = "grad_norm"
-"""The log's name of the gradient's norm before it is clipped."""
 _OPTIMIZER = "optim."
 _EARLIER = ("momentum.", "momentum_buffer.")  # version 0.1's name of SGD's only state
 _STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
@@ -42,31 +41,6 @@ _MOST_SKIPPED = 25
 
 class OutOfMemoryError(UserError):
     """The memory does not suffice for a step."""
-
-
-@dataclass(frozen=True)
-class Scalars:
-    """What a micro-batch has to log, on its device: names with values (len(names),), loss first; and class pixels.
-
-    The last one of an update also has ``GRAD_NORM``, unless fp16's scale, which is found by trying, keeps watch.
-    """
-
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
-    values: Tensor
-    class_pixels: Mapping[str, Tensor]
-
-    def with_norm(self, norm: Tensor) -> Scalars:
-        """The same, and the norm of the update's gradient, scalar."""
-        values = torch.cat([self.values, norm.detach().to(self.values).reshape(1)])
-        return replace(self, names=(*self.names, GRAD_NORM), values=values)
-
-    def judged(self) -> dict[str, Tensor]:
-        """What has to be finite, by its name in messages."""
-        found = {"loss": self.values[0]}
-        if self.names[-1] == GRAD_NORM:
-            found["gradient"] = self.values[-1]
-        return found
 
 
 class Learner:
@@ -94,6 +68,8 @@ class Learner:
         if several:
             for network in method.networks():
                 freeze_unused(network.encoder)
+            if method.phases > 1 and accelerator.ddp_handler is not None:
+                accelerator.ddp_handler.find_unused_parameters = True
         synchronise_norms(method, accelerator.device)
         if how.compile:
             for network in [module for module in method.modules() if isinstance(module, Segmenter)]:
@@ -113,12 +89,12 @@ class Learner:
         return float(first["lr"] / first["factor"])
 
     def step(self, parts: Sequence[TrainBatch], progress: Progress, note: Callable[[str], None]) -> list[Scalars]:
-        """One weight update.
+        """One weight update, or one of each of the method's phases.
 
         Args:
             parts: its micro-batches.
             progress: where training stands.
-            note: called with a line if the update is skipped.
+            note: called with a line if the update is skipped; what is left of the step is skipped then too.
 
         Returns:
             What each micro-batch has to log; nothing if a loss or the gradient was not finite and the update was
@@ -129,19 +105,44 @@ class Learner:
             NotFiniteError: too many steps in a row had to be skipped.
         """
         set_lr(self.optimizer, self._optim, schedule(progress.step, self.total_steps, self._optim))
+        totals = self._totals(parts)
+        phases: list[list[Scalars]] = []
+        learned = False
+        for phase in self.method.phases_of(progress):
+            phases.append(self._update(parts, phase, progress, totals, note))
+            too_large = self._accelerator.optimizer_step_was_skipped  # fp16's scale
+            learned = bool(phases[-1]) and not too_large
+            if not learned:
+                break
+            reshard(self.method)
+            self.method.after_phase(phase, progress)
+        self._require_progress(learned, progress)
+        if learned:
+            self.method.after_step(progress)
+        return [reduce(Scalars.and_then, parts) for parts in zip(*phases, strict=True)] if phases[-1] else []
+
+    def _update(
+        self,
+        parts: Sequence[TrainBatch],
+        phase: int,
+        progress: Progress,
+        totals: Mapping[str, Tensor],
+        note: Callable[[str], None],
+    ) -> list[Scalars]:
+        """The weight update of one phase; returns as ``step``."""
         # What a step changes beside weights and the optimiser's state, to be taken back where its loss is not finite.
         before = {name: x.clone() for name, x in self.method.named_buffers()} if self._skips else {}
-        totals = self._totals(parts)
+        which = (phase,) if self.method.phases > 1 else ()
         scalars: list[Scalars] = []
         updated = False
         for number, batch in enumerate(parts, 1):
             with self._accelerator.accumulate(self._wrapped):
                 with _memory_suffices(progress):
-                    output: StepOutput = self._wrapped(self._on_device(batch), progress)
+                    output: StepOutput = self._wrapped(self._on_device(batch), progress, *which)
                     means = self._means(output, totals)
                     loss = weighted_sum(means, output.terms)
                     self._accelerator.backward(loss)
-                scalars.append(_scalars(batch, loss, means, output))
+                scalars.append(scalars_of(batch, loss, means, output))
                 del output, means, loss
                 if number == len(parts):
                     with _memory_suffices(progress):
@@ -153,11 +154,6 @@ class Learner:
                             self.optimizer.step()
                         updated = True
                 self.optimizer.zero_grad(set_to_none=True)
-        learned = updated and not self._accelerator.optimizer_step_was_skipped  # fp16's scale was too large
-        self._require_progress(learned, progress)
-        if learned:
-            reshard(self.method)
-            self.method.after_step(progress)
         return scalars if updated else []
 
     def _clipped(self) -> Tensor:
@@ -278,12 +274,6 @@ def _parts(method: Method) -> Iterator[nn.Module]:
             yield from chain.from_iterable(network.children() for network in networks)
         elif any(True for _ in child.parameters()):
             yield child
-
-
-def _scalars(batch: TrainBatch, loss: Tensor, means: Mapping[str, Tensor], output: StepOutput) -> Scalars:
-    logged = {"loss": loss, **{f"loss_{name}": x for name, x in means.items()}, **output.metrics}
-    values = torch.stack([x.detach().double() for x in logged.values()])
-    return Scalars(batch.ids, tuple(logged), values, output.class_pixels)
 
 
 def _in_precision(method: Method, accelerator: Accelerator) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,21 +20,24 @@ _ONE_AXIS = 1  # norms, biases and the like have no more
 def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimiser: encoders of all networks at ``lr``, all else that trains at ``lr * head_multiplier``.
 
-    Each group may be two, one of which is not decayed (``decay_norms``). A frozen encoder has none.
+    Each group may be two, one of which is not decayed (``decay_norms``), and so may those be that a method leaves out
+    of the schedule. A frozen encoder has none.
     """
     encoders = {id(x) for network in method.networks() for x in network.encoder.parameters()}
     trained = [x for x in method.parameters() if x.requires_grad]
     groups: list[dict[str, Any]] = []
-    for factor, wanted in ((1.0, True), (config.head_multiplier, False)):
-        some = [x for x in trained if (id(x) in encoders) == wanted]
+    unscheduled = {id(x) for x in method.unscheduled()}
+    multipliers = ((1.0, True), (config.head_multiplier, False))
+    for (factor, wanted), constant in itertools.product(multipliers, (False, True)):
+        some = [x for x in trained if (id(x) in encoders, id(x) in unscheduled) == (wanted, constant)]
         if config.decay_norms:
-            groups.append({"params": some, "factor": factor})
+            groups.append({"params": some, "factor": factor, "constant": constant})
             continue
         for params, options in (
             ([x for x in some if x.dim() > _ONE_AXIS], {}),
             ([x for x in some if x.dim() <= _ONE_AXIS], {"weight_decay": 0.0}),
         ):
-            groups.append({"params": params, "factor": factor, **options})
+            groups.append({"params": params, "factor": factor, "constant": constant, **options})
     groups = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
@@ -65,9 +69,9 @@ def schedule(step: int, total: int, config: OptimConfig) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, config: OptimConfig, factor: float) -> None:
-    """Set the learning rates of all groups to their initial values times ``factor``."""
+    """Set the learning rates of all groups to their initial values times ``factor``, but for constant ones."""
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * group["factor"] * factor
+        group["lr"] = config.lr * group["factor"] * (1.0 if group["constant"] else factor)
 
 
 def named_state(optimizer: torch.optim.Optimizer, method: Method) -> dict[str, torch.Tensor]:

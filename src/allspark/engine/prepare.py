@@ -99,6 +99,8 @@ def build_method_of(
     if weights is not None:
         note(f"note: the encoder begins with {weights}")
         state.weights = weights.to_json()
+        if config.model.deep_stem:
+            note("note: model.deep_stem: its three convolutions are new, none of these weights are for them")
     if config.train.precision == "fp64":
         method.double()
     method.name_classes(source.classes)

@@ -51,6 +51,8 @@ def resolve(config: Config, world: int, note: Note) -> Config:
         )
     if config.model.freeze_encoder and config.model.pretrained == "none" and train.begin_with is None:
         note("note: model.freeze_encoder leaves the encoder at the random weights that model.pretrained=none gives it")
+    elif config.model.freeze_encoder and config.model.deep_stem and train.begin_with is None:
+        note("note: model.freeze_encoder leaves the stem of model.deep_stem at its random weights")
     pseudo = config.data.pseudo and find_list(config.data.pseudo, root).resolve()
     data = config.data.model_copy(update={"root": root.resolve(), "pseudo": pseudo})
     network = network_config(config)

@@ -18,13 +18,13 @@ from allspark.data.source import RGB, Source
 from allspark.engine.checkpoint import FORMAT, Checkpoint, checkpoint_path, load_checkpoint
 from allspark.errors import CheckpointError, ConfigError
 from allspark.inference.predictor import Predictor
-from allspark.methods import build_method
+from allspark.methods import build_method, build_network
 from allspark.methods.base import Method, deployed_name
 from allspark.models.allspark import SemanticMemory
 from allspark.models.encoder_config import write_taps
 from allspark.models.ensemble import Network
 from allspark.models.licences import Weights
-from allspark.models.segmenter import Segmenter, build_segmenter
+from allspark.models.segmenter import Segmenter
 
 MODEL = "model."
 """So begin the names of a deployed network's tensors in checkpoints; those of other state with ``method.``."""
@@ -170,7 +170,7 @@ def open_checkpoint(path: Path, network: str | None = None) -> Run:
     config, classes = saved_config(checkpoint, path), tuple(checkpoint.said("classes", path))
     segmenter: Network
     if network is None:
-        segmenter = build_segmenter(network_config(config), len(classes), config.data.crop, load_weights=False)
+        segmenter = build_network(config, len(classes), load_weights=False)
         load_network(segmenter, checkpoint, path)
     else:
         segmenter = _candidate(config, checkpoint, path, network)

@@ -9,7 +9,7 @@ transposed. The second product, a quarter of the full logits of one image or of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,25 @@ _TINY = 1e-10  # keeps the logarithm of nothing finite; so small as in the publi
 
 
 @dataclass(frozen=True)
+class Auxiliary:
+    """What an auxiliary head has to say of the same images, once it is asked.
+
+    Attributes:
+        feature: (b, c, h, w), what the head reads.
+        head: makes logits (b, k, h, w) of it.
+        weight: of the head's loss, relative to that of the logits beside it.
+    """
+
+    feature: Float[Tensor, "b c h w"]
+    head: Callable[[Tensor], Tensor]
+    weight: float
+
+    def split(self, images: Sequence[int]) -> list[Auxiliary]:
+        """As :meth:`Logits.split`."""
+        return [replace(self, feature=part) for part in self.feature.split(list(images))]
+
+
+@dataclass(frozen=True)
 class Logits:
     """A decoder's logits and the image size that they are meant for.
 
@@ -38,16 +57,26 @@ class Logits:
         padded: (H', W'), what they are enlarged to, bilinear; the encoder may have padded the image.
         size: (H, W) of the image, the upper left part of that.
         aligned: enlarged so that the middles of corner cells fall on those of corner pixels (``align_corners``).
+        auxiliary: in training, for the loss of labelled images; None: there is no such head.
     """
 
     coarse: Float[Tensor, "b k h w"]
     padded: Size
     size: Size
     aligned: bool = False
+    auxiliary: Auxiliary | None = None
 
     def split(self, images: Sequence[int]) -> list[Logits]:
         """Those of the first ``images[0]`` images, of the next ``images[1]``, and so on."""
-        return [replace(self, coarse=part) for part in self.coarse.split(list(images))]
+        beside = [None] * len(images) if self.auxiliary is None else self.auxiliary.split(images)
+        parts = zip(self.coarse.split(list(images)), beside, strict=True)
+        return [replace(self, coarse=part, auxiliary=other) for part, other in parts]
+
+    def of_auxiliary(self) -> Logits:
+        """The logits of the auxiliary head, which there must be."""
+        assert self.auxiliary is not None
+        coarse = self.auxiliary.head(self.auxiliary.feature)
+        return Logits(coarse, self.padded, self.size)
 
     def full(self) -> Float[Tensor, "b k H W"]:
         """The logits of every pixel."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allspark.batch import Progress, StepOutput, TrainBatch, UnlabeledBatch, Views
@@ -15,7 +14,7 @@ from allspark.data.boxes import BetaBoxes
 from allspark.kernels.logits import Logits
 from allspark.methods.consistency import JointTeacher
 from allspark.methods.losses import masked_cross_entropy
-from allspark.methods.mixing import box_masks, mix, valid_pixels
+from allspark.methods.mixing import box_masks, mix, partners, valid_pixels
 from allspark.models.segmenter import Segmenter
 
 _LABELED, _OTHER = (8.0, 2.0), (4.0, 4.0)  # how large the boxes of labelled content and of other images are
@@ -79,14 +78,6 @@ class AugSeg(JointTeacher):
         assert batch.unlabeled is not None
         order = partners(len(batch.unlabeled.weak), batch.unlabeled.weak.device)
         return super().counts(batch) | {"unlabeled": _pasted(batch.unlabeled, order)[3].sum()}
-
-
-def partners(count: int, device: torch.device) -> Int[Tensor, " u"]:
-    """Which image is pasted into each one: its neighbour; the last of an odd number is its own.
-
-    Images come in random order, so neighbours are as good as drawn; and they are the same with several processes.
-    """
-    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
 
 
 def image_confidence(scores: Logits, valid: Bool[Tensor, "u H W"]) -> Float[Tensor, " u"]:

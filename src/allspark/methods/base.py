@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +27,9 @@ class Method(nn.Module, ABC):
 
     A method owns the views that it learns from, its settings, its networks and its state. The training loop knows none
     by name: it reads the ``views``, calls ``begin`` once, then ``forward`` and ``after_step``, and minimises the loss;
-    ``after_validation`` hears of scores.
-    State that outlives a step is a parameter or a named buffer, so that it is in every checkpoint.
+    ``after_validation`` hears of scores. A step is one weight update; with ``phases`` it is several, one after the
+    other over the same batch, and ``forward`` takes the number of the phase as a third argument. State that outlives a
+    step is a parameter or a named buffer, so that it is in every checkpoint.
 
     Args:
         settings: of the class that ``settings`` names.
@@ -37,6 +38,8 @@ class Method(nn.Module, ABC):
 
     Attributes:
         settings: the class of its settings, whose ``name`` is the method's name.
+        phases: weight updates that a step may consist of. With more than one, what has no gradient in a phase stays as
+            it is, and the names of terms and metrics differ from phase to phase.
         views: what the loader has to give.
         segmenter: the network that trains.
         labeled_loss: of logits and masks (b, H, W), as configured.
@@ -44,6 +47,7 @@ class Method(nn.Module, ABC):
     """
 
     settings: ClassVar[type[MethodConfig]]
+    phases: ClassVar[int] = 1
     views: Views = Views()
 
     def __init__(self, settings: Any, build: Callable[[], Segmenter]) -> None:
@@ -53,7 +57,16 @@ class Method(nn.Module, ABC):
         self._mining = settings.labeled_loss == "ohem"  # its count is known after the pass only
 
     def name_classes(self, names: Sequence[str]) -> None:
-        """Hear what the classes are called, before ``begin``: for methods that read. Not called on resume."""
+        """Hear what the classes are called, by id, before ``begin``. Not called on resume.
+
+        Raises:
+            ConfigError: a setting names a class that there is not.
+        """
+
+    @classmethod
+    def make_network(cls, settings: Any, plain: Segmenter) -> Segmenter:
+        """What ``build`` returns and what a checkpoint's weights belong to, of the plain network that is configured."""
+        return plain
 
     def begin(self) -> None:
         """Start from the weights as they are now, at step 0: a teacher takes the student's. Not called on resume."""
@@ -61,6 +74,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """Return the terms of the loss of one micro-batch."""
+
+    def phases_of(self, progress: Progress) -> Sequence[int]:
+        """Which phases a step has, in their order."""
+        return range(self.phases)
+
+    def after_phase(self, phase: int, progress: Progress) -> None:
+        """Follow the weight update of a phase; that of the last one comes before ``after_step``."""
 
     def after_step(self, progress: Progress) -> None:
         """Follow a weight update that took place, for example with a teacher's moving average."""
@@ -76,6 +96,10 @@ class Method(nn.Module, ABC):
     def networks(self) -> tuple[Segmenter, ...]:
         """The networks that train: learning rates, batch norm over processes, compilation and sharding see them."""
         return (self.segmenter,)
+
+    def unscheduled(self) -> Iterable[nn.Parameter]:
+        """Weights whose learning rate stays as it is configured, whatever the schedule: none but a method says so."""
+        return ()
 
     @property
     def deployed(self) -> Segmenter:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -106,9 +107,14 @@ class MeanTeacher(Consistency):
         teacher: begins as the network and follows its updates.
     """
 
-    def __init__(self, settings: config.MeanTeacher, build: Callable[[], Segmenter]) -> None:
+    def __init__(
+        self,
+        settings: config.MeanTeacher,
+        build: Callable[[], Segmenter],
+        buffers: Literal["average", "own"] = "average",
+    ) -> None:
         super().__init__(settings, build)
-        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="average")
+        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers)
 
     def begin(self) -> None:
         """The teacher starts as the student."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from allspark.batch import Progress, StepOutput, Term, TrainBatch, Views
@@ -12,7 +15,6 @@ from allspark.config import methods as config
 from allspark.data.boxes import FrenchBoxes
 from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels
-from allspark.methods.losses import cross_entropy
 from allspark.methods.mixing import box_masks, mix
 from allspark.models.ensemble import Ensemble, Network
 from allspark.models.segmenter import Segmenter
@@ -25,9 +27,9 @@ class CPS(Method):
     Padding counts too, as published. The first network is evaluated and kept.
     """
 
-    settings = config.CPS
+    settings: ClassVar[type[config.CrossSupervision]] = config.CPS
 
-    def __init__(self, settings: config.CPS, build: Callable[[], Segmenter]) -> None:
+    def __init__(self, settings: config.CrossSupervision, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
         self.second = build()
         self.cross_weight = settings.cross_weight
@@ -48,39 +50,55 @@ class CPS(Method):
         labeled = batch.labeled
         assert labeled is not None
         if self.cutmix:
-            image, labels = self._mixed(batch)
-            logits_u = [network.logits(image) for network in self.networks()]
-            cross = [cross_entropy(logits_u[0], labels[1]), cross_entropy(logits_u[1], labels[0])]
+            image, targets = self._mixed(batch)
+            crossed = [network.logits(image) for network in self.networks()]
             logits_l = [network.logits(labeled.image) for network in self.networks()]
+            pseudo = slice(None)
         else:
             assert batch.unlabeled is not None
-            logits_l, logits_u = [], []
+            logits_l, crossed = [], []
             for network in self.networks():
                 logits_l.append(network.logits(labeled.image))
-                logits_u.append(network.logits(batch.unlabeled.weak))
-            cross = [_crossed(logits_l, a) + _crossed(logits_u, a) for a in (0, 1)]
-            labels = [logits.labels() for logits in logits_u]
+                unlabeled = network.logits(batch.unlabeled.weak)
+                crossed.append(replace(unlabeled, coarse=torch.cat([logits_l[-1].coarse, unlabeled.coarse])))
+            targets = [self.target(logits) for logits in crossed]
+            pseudo = slice(len(labeled.image), None)
+        losses = self.cross_losses(crossed, targets)
         terms = {}
-        for end, own, other in zip(("", "_2"), logits_l, cross, strict=True):
+        for end, own, cross in zip(("", "_2"), logits_l, losses, strict=True):
             terms[f"labeled{end}"] = self.labeled_loss(own, labeled.mask)
-            terms[f"cross{end}"] = self.cross_weight * other
+            terms[f"cross{end}"] = self.cross_weight * Term(cross.sum(), labeled.mask.new_tensor(cross.numel()))
+        labels = [self.labels(target[pseudo]) for target in targets]
         agreement = (labels[0] == labels[1]).double().mean()
         pixels = class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=labels[0])
         return StepOutput(terms, {"networks_agree": agreement}, pixels)
 
+    def target(self, logits: Logits) -> Tensor:
+        """What the other network learns of these logits: here the best class of every pixel (b, H, W)."""
+        return logits.labels()
+
+    def labels(self, target: Tensor) -> Int[Tensor, "b H W"]:
+        """The best class of every pixel."""
+        return target
+
+    def cross_losses(self, logits: Sequence[Logits], targets: Sequence[Tensor]) -> list[Tensor]:
+        """What each network loses against the other's target in every pixel, (b, H, W) each: here cross-entropy."""
+        return [own.losses(other) for own, other in zip(logits, reversed(targets), strict=True)]
+
     def _mixed(self, batch: TrainBatch) -> tuple[Tensor, list[Tensor]]:
-        """A mix of two unlabelled batches, and the labels that each network gives it, in train mode as published."""
+        """A mix of two unlabelled batches, and the target that each network gives it, in train mode as published."""
         one, two = batch.unlabeled, batch.partner
         assert one is not None
         assert one.boxes is not None
         assert two is not None
         where = box_masks(one.boxes[0], one.weak.shape[2:])
-        labels = []
+        targets = []
         with torch.no_grad():
             for network in self.networks():
-                labels.append(mix(network.logits(one.weak).labels(), network.logits(two.weak).labels(), where))
+                own, other = (self.target(network.logits(part.weak)) for part in (one, two))
+                targets.append(mix(own, other, where))
         torch.clear_autocast_cache()  # see methods.base.eval_logits
-        return mix(one.weak, two.weak, where), labels
+        return mix(one.weak, two.weak, where), targets
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """All pixels count in the cross loss."""
@@ -91,8 +109,3 @@ class CPS(Method):
         cross = batch.unlabeled.weak[:, 0].numel() + (0 if self.cutmix else batch.labeled.mask.numel())
         known |= {f"{name}_2": count for name, count in known.items()}
         return known | dict.fromkeys(("cross", "cross_2"), batch.labeled.mask.new_tensor(cross))
-
-
-def _crossed(logits: Sequence[Logits], which: int) -> Term:
-    """What one network loses against the other's labels."""
-    return cross_entropy(logits[which], logits[1 - which].labels())

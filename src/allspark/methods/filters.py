@@ -24,12 +24,23 @@ def lowest_share(entropy: Float[Tensor, "u H W"], valid: Bool[Tensor, "u H W"], 
         valid: False where a crop was padded; these pixels do not count.
         share: of the pixels that count, 0 to 1.
     """
-    ranked = all_gather(entropy.masked_fill(~valid, torch.inf).flatten()).sort().values
+    return (entropy < percentile(entropy, valid, share)) & valid
+
+
+def percentile(values: Float[Tensor, "u H W"], valid: Bool[Tensor, "u H W"], share: float) -> Float[Tensor, ""]:
+    """The value below which a share of the valid pixels of all processes is, linear between two of them.
+
+    Args:
+        values: of each pixel, finite.
+        valid: which pixels count; infinity where none does.
+        share: 0 to 1.
+    """
+    ranked = all_gather(values.masked_fill(~valid, torch.inf).flatten()).sort().values
     last = ((ranked < torch.inf).sum() - 1).clamp(min=0)
     place = share * last.double()
     low = place.floor().long()
     below, above = ranked.index_select(0, torch.stack([low, torch.minimum(low + 1, last)]))
-    return (entropy < torch.lerp(below, above, (place - low).to(below.dtype))) & valid
+    return torch.lerp(below, above, (place - low).to(below.dtype))
 
 
 def class_thresholds(confidence: float, running: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -60,13 +71,32 @@ def follow_confidence(
         valid: False where a crop was padded; these pixels do not count.
         memory: share that stays of what was, 0 to 1.
     """
-    seen = valid.flatten().to(running.dtype)
-    sums = running.new_zeros(2, len(running))
-    sums[0].index_add_(0, labels.flatten(), confidence.flatten().to(running.dtype) * seen)
-    sums[1].index_add_(0, labels.flatten(), seen)
-    total, count = all_reduce(sums)
-    mean = total / count.clamp(min=1)
+    mean, count = class_means(confidence, labels, valid, len(running))
+    mean = mean.to(running.dtype)
     return torch.where(count > 0, memory * running + (1 - memory) * mean, running)
+
+
+def class_means(
+    values: Float[Tensor, "b H W"], labels: Int[Tensor, "b H W"], valid: Bool[Tensor, "b H W"], num_classes: int
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """The mean of the pixels of each class, of all processes, and how many there are; 0 for absent classes.
+
+    Args:
+        values: of each pixel.
+        labels: class ids; whatever it is where a pixel does not count.
+        valid: which pixels count.
+        num_classes: k.
+
+    Returns:
+        Two of (k,) in float64.
+    """
+    seen = valid.flatten().double()
+    place = labels.where(valid, 0).flatten()
+    sums = seen.new_zeros(2, num_classes)
+    sums[0].index_add_(0, place, values.flatten().to(seen.dtype) * seen)
+    sums[1].index_add_(0, place, seen)
+    total, count = all_reduce(sums)
+    return total / count.clamp(min=1), count
 
 
 class PixelFilter(nn.Module):

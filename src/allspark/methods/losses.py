@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -14,17 +15,32 @@ from torch import Tensor
 from allspark.batch import IGNORE, Term
 from allspark.config.methods import MethodConfig
 from allspark.kernels.logits import Logits
-from allspark.runtime.collectives import all_gather, world_size
+from allspark.runtime.collectives import all_gather, all_reduce, world_size
 
 Loss = Callable[[Logits, Tensor], Term]
 """Logits and target (b, H, W), class ids or IGNORE -> a term."""
 
 
 def labeled_loss(settings: MethodConfig) -> Loss:
-    """The loss of labelled images that a method's settings name."""
+    """The loss of labelled images that a method's settings name, with that of the auxiliary head where there is one."""
+    loss: Loss = cross_entropy
     if settings.labeled_loss == "ohem":
-        return partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
-    return cross_entropy
+        loss = partial(ohem_cross_entropy, threshold=settings.ohem_threshold, min_kept=settings.ohem_min_kept)
+    return partial(_with_auxiliary, loss)
+
+
+def _with_auxiliary(loss: Loss, logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
+    """One term for both heads: the mean of the first, and ``weight`` times that of the second.
+
+    Hard pixels are others for each head, and so many others; over all processes each is a mean over its own.
+    """
+    term = loss(logits, target)
+    if logits.auxiliary is None:
+        return term
+    other = loss(logits.of_auxiliary(), target)
+    own, beside = all_reduce(torch.stack([term.count, other.count]).double())
+    share = (own / beside.clamp(min=1)).to(other.total.dtype)
+    return replace(term, total=term.total + logits.auxiliary.weight * share * other.total)
 
 
 def cross_entropy(logits: Logits, target: Int[Tensor, "b H W"]) -> Term:
@@ -52,6 +68,26 @@ def masked_cross_entropy(
         keep = keep & over
     total = logits.losses(target).where(keep, 0).sum()
     return Term(total, keep.new_tensor(keep.numel(), dtype=torch.int64) if over is None else over.sum())
+
+
+def weighted_cross_entropy(
+    logits: Logits,
+    target: Int[Tensor, "b H W"],
+    confidence: Float[Tensor, "b H W"],
+    keep: Bool[Tensor, "b H W"],
+    over: Bool[Tensor, "b H W"],
+) -> Term:
+    """Cross-entropy of the pixels that are kept, weighted by 1 + confidence; the others have weight 1 in the mean.
+
+    Args:
+        logits: of b images.
+        target: class ids and IGNORE, which costs nothing.
+        confidence: of the target.
+        keep: pixels whose loss counts.
+        over: pixels that it is divided by; those outside do not count either.
+    """
+    total = ((1 + confidence) * logits.losses(target)).where(keep & over, 0).sum()
+    return Term(total, (1 + confidence.where(keep, 0)).where(over, 0).sum())
 
 
 Trust = Literal["pixel", "share", "confidence"]
@@ -84,6 +120,25 @@ def trusted_cross_entropy(
     each = (losses if as_code else losses.where(valid, 0)).sum((1, 2))
     total = each.sum() * mean.sum() if as_code and by == "confidence" else (each * mean).sum()
     return Term(total, valid.sum())
+
+
+def reliable_cross_entropy(
+    logits: Logits, target: Int[Tensor, "b H W"], keep: Bool[Tensor, "b H W"], over: Bool[Tensor, "b H W"]
+) -> Term:
+    """Cross-entropy, a mean over the pixels that are kept, times all pixels by those (U2PL, Wang et al., CVPR 2022).
+
+    Args:
+        logits: of b images.
+        target: (b, H, W), class ids or IGNORE.
+        keep: pixels that count, of those of ``over`` that have a class.
+        over: pixels that are all.
+    """
+    keep = keep & over & (target != IGNORE)
+    everything = over.sum()
+    counts = all_reduce(torch.stack([everything, keep.sum()]).double())
+    factor = (counts[0] / counts[1].clamp(min=1)).square()
+    total = logits.losses(target).where(keep, 0).sum()
+    return Term(total * factor.to(total.dtype), everything)
 
 
 Distance = Literal["squared", "logits", "kl", "cross-entropy"]

@@ -48,6 +48,14 @@ def pasted_next(x: Shaped[Tensor, "b ..."], where: Bool[Tensor, "b H W"]) -> Ten
     return mix(x, x.roll(-1, 0), where)
 
 
+def partners(count: int, device: torch.device) -> Int[Tensor, " b"]:
+    """Which image is pasted into each one: its neighbour; the last of an odd number is its own.
+
+    Images come in random order, so neighbours are as good as drawn; and they are the same with several processes.
+    """
+    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
+
+
 def view_boxes(batch: UnlabeledBatch) -> list[Tensor]:
     """Where the boxes of each draw are, (u, H, W) each."""
     assert batch.boxes is not None
@@ -56,11 +64,22 @@ def view_boxes(batch: UnlabeledBatch) -> list[Tensor]:
 
 def mix_logits(own: Logits, other: Logits, where: Bool[Tensor, "b H W"]) -> Logits:
     """The same for logits, on the decoder's grid: each of its cells is the one's or the other's, as its middle is."""
+    return replace(own, coarse=mix(own.coarse, other.coarse, on_grid(where, own.coarse.shape[2:], own.padded)))
+
+
+def on_grid(where: Bool[Tensor, "b H W"], grid: Sequence[int], padded: Sequence[int]) -> Bool[Tensor, "b h w"]:
+    """The same on a coarser grid: each of its cells is as its middle is.
+
+    Args:
+        where: what is pasted.
+        grid: height and width of the grid.
+        padded: pixels that the grid stands for; ``where`` is the upper left part of them.
+    """
     rows, columns = (
-        ((torch.arange(n, device=where.device) + 0.5) * (padded / n)).long().clamp(max=size - 1)
-        for n, padded, size in zip(own.coarse.shape[2:], own.padded, own.size, strict=True)
+        ((torch.arange(n, device=where.device) + 0.5) * (size / n)).long().clamp(max=most - 1)
+        for n, size, most in zip(grid, padded, where.shape[1:], strict=True)
     )
-    return replace(own, coarse=mix(own.coarse, other.coarse, where[:, rows[:, None], columns]))
+    return where[:, rows[:, None], columns]
 
 
 def valid_pixels(batch: UnlabeledBatch) -> Bool[Tensor, "u H W"]:

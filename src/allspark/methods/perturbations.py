@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from allspark.models.segmenter import Features
+from allspark.models.segmenter import Features, Segmenter
+from allspark.runtime.modes import evaluating
+
+_TINY = 1e-8  # keeps the norm of nothing from dividing, as published for PS-MT
 
 
 def complementary_masks(kept: Bool[Tensor, "u c"], whole: Bool[Tensor, " u"]) -> Float[Tensor, "_ c"]:
@@ -49,3 +57,46 @@ def complementary_dropout(features: Features, num_clean: int = 0) -> Features:
         return x * drawn[channels].to(x.dtype)
 
     return features.map(drop)
+
+
+def adversarial_noise(features: Features, networks: Sequence[Segmenter], size: float, probe: float) -> Features:
+    """Noise for features that networks' decoders, whose logits are averaged, are most sensitive to; without gradient.
+
+    One power iteration of virtual adversarial training (Miyato et al., TPAMI 2019), with decoders in eval mode: the
+    gradient of the Kullback-Leibler divergence between what they say of the features, and of features with a little
+    random noise.
+
+    Args:
+        features: of b images, as all these networks' encoders make them.
+        networks: whose decoders judge.
+        size: L2 norm of the noise of each image, over all its maps.
+        probe: L2 norm of the random noise.
+    """
+    wide = torch.promote_types(features.maps[0].dtype, torch.float32)
+    clean = features.map(lambda x: x.detach().to(wide))
+    start = _scaled([torch.rand_like(x) - 0.5 for x in clean.maps], 1.0)
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(features.maps[0].device.type, enabled=False))  # the probe would be lost
+        for network in networks:
+            stack.enter_context(evaluating(network.decoder))
+        with torch.no_grad():
+            target = _mean_logits(clean, networks).softmax(1)
+        with torch.enable_grad():
+            noise = [x.requires_grad_() for x in start]
+            maps = tuple(x + probe * d for x, d in zip(clean.maps, noise, strict=True))
+            said = _mean_logits(replace(clean, maps=maps), networks).log_softmax(1)
+            # maps that decoders do not read have no gradient
+            found = torch.autograd.grad(F.kl_div(said, target, reduction="batchmean"), noise, allow_unused=True)
+    gradients = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(start, found, strict=True)]
+    return replace(clean, maps=tuple(_scaled(gradients, size)))
+
+
+def _mean_logits(features: Features, networks: Sequence[Segmenter]) -> Float[Tensor, "b k h w"]:
+    """On the decoders' grid."""
+    return torch.stack([network.decode(features).coarse for network in networks]).mean(0)
+
+
+def _scaled(maps: Sequence[Tensor], size: float) -> list[Tensor]:
+    """Maps (b, ...) such that the L2 norm over all those of an image is ``size``, or 0 where there is nothing."""
+    norms = torch.stack([x.flatten(1).norm(dim=1) for x in maps]).norm(dim=0)  # (b,)
+    return [size * x / (norms + _TINY).view(-1, *[1] * (x.dim() - 1)) for x in maps]

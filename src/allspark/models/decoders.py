@@ -35,6 +35,7 @@ class SegformerHead(nn.Module):
     """
 
     corners_aligned = False
+    predictor = ("classifier",)  # parts that make labels of features, where methods tell the two apart
 
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -135,9 +136,12 @@ class DeepLabV3Plus(nn.Module):
         num_classes: k.
         rates: dilations of the three 3x3 convolutions: (6, 12, 18) at stride 16, twice that at stride 8.
         dropout: whole channels dropped before the classifier.
+        low_width: channels that the first feature map is reduced to; few, so that the last one prevails (section 4.1
+            there).
     """
 
     corners_aligned = False
+    predictor = ("fuse", "classifier")
 
     def __init__(
         self,
@@ -147,6 +151,8 @@ class DeepLabV3Plus(nn.Module):
         num_classes: int,
         rates: Sequence[int] = (6, 12, 18),
         dropout: float = 0.1,
+        *,
+        low_width: int = 48,
     ) -> None:
         super().__init__()
         self.pyramid = nn.ModuleList(
@@ -154,8 +160,8 @@ class DeepLabV3Plus(nn.Module):
         )
         self.pooled = _block(high_channels, width, 1)
         self.project = _block((2 + len(rates)) * width, width, 1)
-        self.low = _block(low_channels, _LOW_WIDTH, 1)
-        self.fuse = nn.Sequential(_block(width + _LOW_WIDTH, width, 3), _block(width, width, 3))
+        self.low = _block(low_channels, low_width, 1)
+        self.fuse = nn.Sequential(_block(width + low_width, width, 3), _block(width, width, 3))
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
@@ -182,7 +188,28 @@ class DeepLabV3Plus(nn.Module):
         return fused
 
 
-_LOW_WIDTH = 48  # channels of the first map, few, so that the last one prevails (section 4.1 there)
+class AuxiliaryHead(nn.Module):
+    """A small fully convolutional head on an earlier feature map, whose loss trains the encoder (PSPNet, CVPR 2017).
+
+    Args:
+        channels: of that map.
+        width: of the head.
+        num_classes: k.
+        dropout: whole channels dropped before the classifier.
+        weight: of its loss, relative to that of the labelled images.
+    """
+
+    def __init__(self, channels: int, width: int, num_classes: int, dropout: float, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.fuse = _block(channels, width, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Logits (b, k, h, w) of that map."""
+        logits: Tensor = self.classifier(self.dropout(self.fuse(feature)))
+        return logits
 
 
 class _BatchNorm(nn.BatchNorm2d):

@@ -29,6 +29,7 @@ class DPTHead(nn.Module):
     """
 
     corners_aligned = True
+    predictor = ("classifier",)
     levels = 4
 
     def __init__(

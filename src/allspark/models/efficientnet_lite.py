@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -70,6 +71,12 @@ class EfficientNetLite0(nn.Module):
             if number in _TAPS:
                 maps.append(x)
         return maps
+
+    def parts(self) -> list[Sequence[nn.Module]]:
+        """What computes each of these maps from the one before, the first from the image."""
+        ends = [0, *(tap + 1 for tap in _TAPS)]
+        first, *rest = (list(self.stages)[begin:end] for begin, end in pairwise(ends))
+        return [[self.stem, *first], *rest]
 
 
 class _Block(nn.Module):

@@ -1,4 +1,4 @@
-"""Any transformers backbone, seen as feature maps with their channels and strides."""
+"""Which encoders there are: EfficientNet-Lite0, any of transformers' backbones, and those of plug-ins."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -20,19 +18,18 @@ from transformers import (
     SegformerModel,
 )
 
-from allspark.batch import IMAGENET, Normalisation
+from allspark.batch import Normalisation
 from allspark.config.plugins import load_entry_points
 from allspark.config.schema import ModelConfig
 from allspark.errors import ConfigError
-from allspark.kernels.matmul import use_faster_products
 from allspark.kernels.mix_ffn import save_memory
 from allspark.models import efficientnet_lite
-from allspark.models.dilation import dilate
+from allspark.models.dilation import deepen_stem, dilate
+from allspark.models.encoder import EfficientNetLiteEncoder, Encoder, MixTransformerEncoder, ResNetEncoder
 from allspark.models.encoder_config import (
     BOOKKEEPING,
     HUB,
     NO_DROPOUT,
-    STAGES,
     body_config,
     field_names,
     is_plain,
@@ -43,76 +40,8 @@ from allspark.models.pretrained import body_from_state, load_body
 from allspark.models.published import mit_sizes, nvlabs_to_transformers, read_foreign
 from allspark.runtime.modes import evaluating
 
-
-class Encoder(nn.Module):
-    """Feature maps of an image, finest first.
-
-    Attributes:
-        channels: of each feature map.
-        strides: pixels of the image for one step on each feature map.
-        normalisation: how RGB becomes what it takes.
-        frozen: it does not learn (``model.freeze_encoder``).
-    """
-
-    normalisation: Normalisation = IMAGENET
-    frozen = False
-
-    def __init__(self, body: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], multiple: int) -> None:
-        super().__init__()
-        use_faster_products(body)
-        self.body = body
-        self.channels = channels
-        self.strides = strides
-        # Images are padded to multiples of this (1: any size) and to at least the last stride.
-        self._multiple = multiple
-
-    def forward(self, image: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """(b, 3, H, W) -> feature maps (b, c_i, ~H / stride_i, ~W / stride_i)."""
-        height, width = (self._padded(size) for size in image.shape[2:])
-        image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
-        return self._maps(image)
-
-    def freeze(self) -> None:
-        """Keep the weights and statistics as they are: no gradient, and eval mode whatever ``train`` is told."""
-        self.requires_grad_(False)
-        self.frozen = True
-        self.eval()
-
-    def train(self, mode: bool = True) -> Encoder:
-        """Train or evaluate; what is frozen stays in eval mode."""
-        return super().train(mode and not self.frozen)
-
-    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that an image of this size is computed at [pixels]."""
-        return self._padded(size[0]), self._padded(size[1])
-
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the last feature map for an image of this size [tokens]."""
-        height, width = self.padded_size(size)
-        stride = self.strides[-1]
-        return -(-height // stride), -(-width // stride)
-
-    def _padded(self, size: int) -> int:
-        return -(-max(size, self.strides[-1]) // self._multiple) * self._multiple
-
-    def _maps(self, image: Tensor) -> list[Tensor]:
-        return list(self.body(image).feature_maps)
-
-
-class _EfficientNetLite(Encoder):
-    normalisation = efficientnet_lite.NORMALISATION
-
-    def _maps(self, image: Tensor) -> list[Tensor]:
-        # the order in memory in which CPUs convolve faster: 1.3 to 2 times here
-        maps: list[Tensor] = self.body(image.contiguous(memory_format=torch.channels_last))
-        return maps
-
-
-class _MixTransformer(Encoder):
-    """SegFormer's encoder: takes any size, and gives its maps as hidden states."""
-
-    def _maps(self, image: Tensor) -> list[Tensor]:
-        return list(self.body(image, output_hidden_states=True).hidden_states)[-STAGES:]
+_OF_RESNETS = {"output_stride": "be dilated", "multi_grid": "be dilated", "deep_stem": "have a deep stem"}
+"""What else no encoder has, field by field of the configuration."""
 
 
 def _efficientnet_lite0(config: ModelConfig, load_weights: bool) -> Encoder:
@@ -121,15 +50,15 @@ def _efficientnet_lite0(config: ModelConfig, load_weights: bool) -> Encoder:
         raise ConfigError(
             f"model.encoder_config: {config.encoder} has no fields, got {', '.join(config.encoder_config)}"
         )
-    if config.output_stride is not None or config.activation_checkpointing:
-        field = "output_stride" if config.output_stride is not None else "activation_checkpointing"
-        raise ConfigError(f"model.{field}: {config.encoder} does not have it; leave it at its default")
+    for field in (*_OF_RESNETS, "activation_checkpointing"):
+        if getattr(config, field):
+            raise ConfigError(f"model.{field}: {config.encoder} does not have it; leave it at its default")
     body = efficientnet_lite.EfficientNetLite0()
     if load_weights and config.pretrained != "none":
         hub = config.pretrained == "hub"
         state = efficientnet_lite.packaged_weights() if hub else read_foreign(Path(config.pretrained))
         body.load_state_dict(efficientnet_lite.from_published(state))
-    return _EfficientNetLite(body, efficientnet_lite.CHANNELS, efficientnet_lite.STRIDES, multiple=1)
+    return EfficientNetLiteEncoder(body, efficientnet_lite.CHANNELS, efficientnet_lite.STRIDES, multiple=1)
 
 
 Builder = Callable[[ModelConfig, bool], Encoder]
@@ -189,9 +118,14 @@ def _of_transformers(config: ModelConfig, load_weights: bool) -> Encoder:
                 "use none, a hub name, a local folder or an NVlabs .pth file"
             )
         source = HUB.get(config.encoder, config.encoder)
-    if config.output_stride is not None and not isinstance(architecture, ResNetConfig):
+    for field, what in _OF_RESNETS.items():
+        if getattr(config, field) and not isinstance(architecture, ResNetConfig):
+            raise ConfigError(
+                f"model.{field}: only ResNet encoders can {what}, not {config.encoder!r}; leave it at its default"
+            )
+    if config.multi_grid and config.output_stride is None:
         raise ConfigError(
-            f"model.output_stride: only ResNet encoders can be dilated, not {config.encoder!r}; set it to null"
+            "model.multi_grid: it multiplies a dilation; set model.output_stride to 8 or 16, or it to false"
         )
     if isinstance(architecture, SegformerConfig):
         body = load_body(SegformerModel, architecture, source)
@@ -200,9 +134,12 @@ def _of_transformers(config: ModelConfig, load_weights: bool) -> Encoder:
     body = load_body(MODEL_FOR_BACKBONE_MAPPING[type(architecture)], architecture, source)
     _checkpoint_activations(body, config)
     if config.output_stride is not None:
-        dilate(body, config.output_stride)
+        dilate(body, config.output_stride, multi_grid=config.multi_grid)
+    if config.deep_stem:
+        deepen_stem(body)
     if not hasattr(architecture, "patch_size"):
-        return Encoder(body, tuple(body.channels), *_measured(body, config.encoder))
+        kind = ResNetEncoder if isinstance(architecture, ResNetConfig) else Encoder
+        return kind(body, tuple(body.channels), *_measured(body, config.encoder))
     reductions = _reductions(architecture, len(body.channels))
     # DINOv2's patches must divide the image; the others pad by themselves, each in its own way.
     return Encoder(body, tuple(body.channels), reductions, multiple=reductions[-1])
@@ -234,7 +171,7 @@ def _mix_transformer(config: SegformerConfig, body: SegformerModel) -> Encoder:
             module.eps = 1e-6
     save_memory(body, config)
     strides = tuple(_products(config.strides))
-    return _MixTransformer(body, tuple(config.hidden_sizes), strides, multiple=1)
+    return MixTransformerEncoder(body, tuple(config.hidden_sizes), strides, multiple=1)
 
 
 def _checkpoint_activations(body: PreTrainedModel, config: ModelConfig) -> None:
@@ -248,22 +185,6 @@ def _checkpoint_activations(body: PreTrainedModel, config: ModelConfig) -> None:
         raise ConfigError(
             f"model.activation_checkpointing: {config.encoder!r} cannot do it in transformers; set it to false"
         ) from error
-
-
-def freeze_unused(encoder: Encoder) -> None:
-    """Tell data parallelism not to wait for gradients that never come.
-
-    Some of transformers' backbones have parameters that no feature map depends on (a last norm, a mask token). They get
-    no gradient in any case; here they are found and marked.
-    """
-    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    if not parameters:
-        return  # frozen altogether
-    image = torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype, device=parameters[0].device)
-    with evaluating(encoder):
-        total = torch.stack([feature.sum() for feature in encoder(image)]).sum()
-    for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
-        parameter.requires_grad_(gradient is not None)
 
 
 def resolve_encoder(config: ModelConfig) -> ModelConfig:

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from allspark.batch import Normalisation
 from allspark.config.schema import ModelConfig
 from allspark.errors import CheckpointError, ConfigError
-from allspark.kernels.logits import Logits, Size
+from allspark.kernels.logits import Auxiliary, Logits, Size
 from allspark.models.allspark import AllSparkBottleneck, Guide
-from allspark.models.decoders import DeepLabV3Plus, SegformerHead
+from allspark.models.decoders import AuxiliaryHead, DeepLabV3Plus, SegformerHead
 from allspark.models.dpt import DPTHead
-from allspark.models.encoders import Encoder, build_encoder, published_encoder
+from allspark.models.encoder import Encoder
+from allspark.models.encoders import build_encoder, published_encoder
 from allspark.runtime.modes import evaluating
 
 _LARGE = 20_000_000  # parameters; between MiT-B1 (13.2 M) and MiT-B2 (24.2 M), where SegFormer's head grows
-
+_AUXILIARY_WIDTH = 256  # channels, a quarter of what a ResNet's third stage has
 
 Decoder = SegformerHead | DeepLabV3Plus | DPTHead
-"""Logits from feature maps; ``corners_aligned`` says how they are enlarged."""
+"""Logits from feature maps; ``corners_aligned`` says how they are enlarged, ``predictor`` what labels features."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,21 @@ class Segmenter(nn.Module):
         encoder: feature maps of the image.
         decoder: logits from feature maps.
         bottleneck: AllSpark, between the last feature map and the decoder; None: a plain network.
+        auxiliary: a head on the last feature map but one, for the loss of labelled images alone; None: there is none.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, bottleneck: AllSparkBottleneck | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        bottleneck: AllSparkBottleneck | None = None,
+        auxiliary: AuxiliaryHead | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.bottleneck = bottleneck
         self.decoder = decoder
+        self.auxiliary = auxiliary
 
     @property
     def num_classes(self) -> int:
@@ -119,8 +128,7 @@ class Segmenter(nn.Module):
 
     def decode(self, features: Features) -> Logits:
         """Logits of features."""
-        coarse = self.decoder(features.maps)
-        return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
+        return self._logits(self.decoder(features.maps), features)
 
     def hidden(self, features: Features) -> Float[Tensor, "b c h w"]:
         """What the decoder's classifier reads of features: for projections, contrast, and changes of features there."""
@@ -128,8 +136,14 @@ class Segmenter(nn.Module):
 
     def classify(self, hidden: Float[Tensor, "b c h w"], features: Features) -> Logits:
         """Logits of what ``hidden`` gave; ``features`` tell the size. Both together are ``decode``."""
-        coarse = self.decoder.classify(hidden)
-        return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
+        return self._logits(self.decoder.classify(hidden), features)
+
+    def _logits(self, coarse: Tensor, features: Features) -> Logits:
+        """With what the auxiliary head would read, in training: it computes nothing before a loss asks it."""
+        beside = None
+        if self.auxiliary is not None and self.training:
+            beside = Auxiliary(features.maps[-2], self.auxiliary, self.auxiliary.weight)
+        return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned, beside)
 
     @property
     def hidden_channels(self) -> int:
@@ -182,10 +196,11 @@ def build_segmenter(
         raise ConfigError("model.bottleneck is open: network_config(config) says what the method makes of it")
     encoder = build_encoder(config, load_weights)
     decoder = _build_decoder(config, encoder, num_classes)
+    auxiliary = _build_auxiliary(config, encoder, num_classes) if config.auxiliary_weight else None
     # drawn last, so that one seed gives all methods the same encoder and decoder
     bottleneck = build_bottleneck(config, encoder, num_classes, crop) if config.bottleneck == "allspark" else None
     # transformers gives loaded weights in eval mode, in which nothing would be dropped in training
-    return Segmenter(encoder, decoder, bottleneck).train()
+    return Segmenter(encoder, decoder, bottleneck, auxiliary).train()
 
 
 def build_bottleneck(
@@ -223,9 +238,19 @@ def _build_decoder(model: ModelConfig, encoder: Encoder, num_classes: int) -> De
             num_classes,
             rates,
             model.decoder_dropout,
+            low_width=model.low_level_channels,
         )
     width = model.decoder_channels or (768 if sum(p.numel() for p in encoder.parameters()) > _LARGE else 256)
     return SegformerHead(encoder.channels, width, num_classes, model.decoder_dropout)
+
+
+def _build_auxiliary(model: ModelConfig, encoder: Encoder, num_classes: int) -> AuxiliaryHead:
+    if len(encoder.channels) < 2:
+        raise ConfigError(
+            f"model.auxiliary_weight: {model.encoder!r} has one feature map, none before the last one; set it to 0"
+        )
+    width = model.decoder_channels or _AUXILIARY_WIDTH
+    return AuxiliaryHead(encoder.channels[-2], width, num_classes, model.decoder_dropout, model.auxiliary_weight)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

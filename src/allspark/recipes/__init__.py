@@ -16,3 +16,6 @@ RECIPES: dict[str, Path] = {
     "synthetic": _HERE / "synthetic.yaml",
 }
 """The recipes by name."""
+
+PRESETS = _HERE / "presets"
+"""Folder of the published settings of methods, METHOD.yaml each: see :mod:`allspark.config.presets`."""

@@ -14,6 +14,8 @@ from allspark.config.fields import Section
 from allspark.config.files import apply_overrides, differences, load_config, load_recipe, read_text
 from allspark.config.methods import METHOD_CONFIGS
 from allspark.config.plugins import load_entry_points
+from allspark.config.presets import DATA_SETS as WITH_PRESETS
+from allspark.config.presets import as_overrides, read_preset, without_network
 from allspark.config.resolve import network_config
 from allspark.config.schema import Config
 from allspark.config.yaml import flow, parse
@@ -42,8 +44,16 @@ NOT_WHAT_BUT_HOW = frozenset(
 """Fields that say how a run is done, not what it is: its result is the same with any."""
 _METHOD = ("method.", "model.", "data.pseudo")
 _METHOD_MAY_CHANGE = (*_METHOD, "optim.", "views.", "train.", "data.batch_unlabeled")
+_PRESETS_MAY_CHANGE = ("data.crop", "data.batch_labeled")  # as they do themselves
 _PARTITION_MAY_CHANGE = ("data.split", "data.labeled", "data.unlabeled", "data.val", "train.begin_with")
 _NOT_FOR_ALL = ("seed", "method.name")
+
+
+class Published(Section):
+    """What a method's own authors report on the lists of a study."""
+
+    source: str = Field(min_length=1, description="where it is said, and of which network")
+    miou: dict[str, float] = Field(min_length=1, description="partition -> mIoU [percent]")
 
 
 class Study(Section):
@@ -61,8 +71,15 @@ class Study(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
         [0], description="one run for each seed"
     )
+    presets: bool = Field(
+        False, description="give each method its published settings for the base's data set, where there are some"
+    )
     paper: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="published mIoU [percent], method -> partition -> score, to stand beside"
+    )
+    published: dict[str, Published] = Field(
+        default_factory=dict,
+        description="that of methods' own authors: method -> source, miou",
     )
 
 
@@ -130,6 +147,8 @@ def plan(study: Study, file: Path, out: Path, extra: Sequence[str] = ()) -> list
         ConfigError: a change is not allowed there, or not valid.
     """
     base = _base(study.base, file)
+    if study.presets and study.base not in WITH_PRESETS:
+        raise ConfigError(f"{file}: presets are for the bases {', '.join(WITH_PRESETS)}, not for {study.base}")
     for name in (*study.set, *(item.partition("=")[0].strip() for item in extra)):
         if name in _NOT_FOR_ALL:
             raise ConfigError(f"{file}: {name} differs from run to run; name it under methods or seeds")
@@ -211,19 +230,30 @@ def _config(
         changes = {"method.name": method, **changes}
     if "method.name" not in changes:
         raise ConfigError(f"{file}: methods.{method}: say which it is, method.name: {' or '.join(METHOD_CONFIGS)}")
-    _allow(changes, _METHOD_MAY_CHANGE, f"{file}: methods.{method}", "or the comparison would not be fair")
+    allowed = _METHOD_MAY_CHANGE + (_PRESETS_MAY_CHANGE if study.presets else ())
+    _allow(changes, allowed, f"{file}: methods.{method}", "or the comparison would not be fair")
     _allow(study.partitions[partition], _PARTITION_MAY_CHANGE, f"{file}: partitions.{partition}", "its lists")
     lists = study.partitions[partition]
     try:
         for_all = [*_overrides(study.set, seed), *extra, *_overrides(lists, seed), f"seed={seed}"]
-        config = apply_overrides(base, [*for_all, *_overrides(changes, seed)])
-        of_method = {name: value for name, value in changes.items() if name.startswith(_METHOD)}
-        common = apply_overrides(base, [*for_all, *_overrides(of_method, seed)])
+        preset = _preset(study, changes, extra)
+        config = apply_overrides(base, [*as_overrides(preset), *for_all, *_overrides(changes, seed)])
+        own, of_method = (
+            {name: value for name, value in some.items() if name.startswith(_METHOD)} for some in (preset, changes)
+        )
+        common = apply_overrides(base, [*as_overrides(own), *for_all, *_overrides(of_method, seed)])
         network_config(config)  # now rather than after the first runs
         return config, _apart(common, config, changes)
     except ConfigError as error:
         reason = str(error).removeprefix("--set ").removeprefix(": ")
         raise ConfigError(f"{file}: {method}, {partition}: {reason}") from error
+
+
+def _preset(study: Study, changes: Mapping[str, Any], extra: Sequence[str]) -> dict[str, Any]:
+    """The published settings of a row's method, below all that the study says."""
+    found = read_preset(changes["method.name"], study.base) if study.presets else None
+    asked = (*study.set, *changes, *(item.partition("=")[0].strip() for item in extra))
+    return {} if found is None else without_network(found, asked)
 
 
 def _apart(common: Config, own: Config, changes: Mapping[str, Any]) -> dict[str, str]:

@@ -154,13 +154,20 @@ def _network(run: Planned) -> str:
     return str({name: value for name, value in model.items() if not name.startswith("bottleneck")})
 
 
-def write_tables(rows: Sequence[Row], runs: Sequence[Planned], out: Path, title: str) -> str:
+def write_tables(rows: Sequence[Row], runs: Sequence[Planned], out: Path, title: str, more: Sequence[str] = ()) -> str:
     """Write results.csv and results.md into ``out``, each whole or not at all.
+
+    Args:
+        rows: what is finished.
+        runs: the study.
+        out: its folder.
+        title: of the Markdown.
+        more: lines at its end.
 
     Returns:
         The Markdown.
     """
-    text = markdown(rows, runs, title)
+    text = markdown(rows, runs, title) + "".join(f"{line}\n" for line in more)
     with atomic_write(out / "results.md", "w") as file:
         file.write(text)
     with atomic_write(out / "results.csv", "w") as file:

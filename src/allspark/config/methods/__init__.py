@@ -9,40 +9,66 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from allspark.config.methods.ael import AEL, Equalization
 from allspark.config.methods.allspark import AllSpark
 from allspark.config.methods.augseg import AugSeg
-from allspark.config.methods.base import Consistency, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.base import Consistency, ContrastTeacher, JointTeacher, MeanTeacher, MethodConfig
+from allspark.config.methods.ccvc import CCVC
 from allspark.config.methods.corrmatch import CorrMatch
-from allspark.config.methods.cps import CPS
+from allspark.config.methods.cps import CPS, CrossSupervision
 from allspark.config.methods.cutmix_seg import CutMixSeg
+from allspark.config.methods.dgcl import DGCL
 from allspark.config.methods.fixmatch import FixMatch
+from allspark.config.methods.fpl import FPL, FPLOnAEL
+from allspark.config.methods.gta_seg import GTASeg
+from allspark.config.methods.logicdiag import LogicDiag
+from allspark.config.methods.mkd import MKD
+from allspark.config.methods.pc2seg import PC2Seg
 from allspark.config.methods.prevmatch import PrevMatch
+from allspark.config.methods.ps_mt import PSMT
 from allspark.config.methods.pseudo_label import PseudoLabel
 from allspark.config.methods.pseudoseg import PseudoSeg
+from allspark.config.methods.semicvt import SemiCVT
 from allspark.config.methods.semivl import SemiVL
 from allspark.config.methods.st_plus_plus import STPlusPlus
 from allspark.config.methods.supervised import Supervised
+from allspark.config.methods.u2pl import U2PL
 from allspark.config.methods.unimatch import UniMatch
 from allspark.config.methods.unimatch_v2 import UniMatchV2
 from allspark.config.plugins import load_entry_points
 from allspark.errors import ConfigError
 
 __all__ = [
+    "AEL",
+    "CCVC",
     "CPS",
+    "DGCL",
+    "FPL",
     "METHOD_CONFIGS",
+    "MKD",
+    "PSMT",
+    "U2PL",
     "AllSpark",
     "AugSeg",
     "Consistency",
+    "ContrastTeacher",
     "CorrMatch",
+    "CrossSupervision",
     "CutMixSeg",
+    "Equalization",
+    "FPLOnAEL",
     "FixMatch",
+    "GTASeg",
     "JointTeacher",
+    "LogicDiag",
     "MeanTeacher",
     "MethodConfig",
+    "PC2Seg",
     "PrevMatch",
     "PseudoLabel",
     "PseudoSeg",
     "STPlusPlus",
+    "SemiCVT",
     "SemiVL",
     "Supervised",
     "UniMatch",
@@ -66,6 +92,18 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "cutmix-seg": CutMixSeg,
     "augseg": AugSeg,
     "st++": STPlusPlus,
+    "ael": AEL,
+    "fpl": FPL,
+    "fpl-ael": FPLOnAEL,
+    "logicdiag": LogicDiag,
+    "u2pl": U2PL,
+    "dgcl": DGCL,
+    "mkd": MKD,
+    "ccvc": CCVC,
+    "ps-mt": PSMT,
+    "gta-seg": GTASeg,
+    "semicvt": SemiCVT,
+    "pc2seg": PC2Seg,
 }
 """Settings by the name of their method."""
 

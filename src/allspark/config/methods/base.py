@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from allspark.config.fields import Count, Probability, Section
+from allspark.config.fields import Count, Positive, Probability, Section
 
 
 class MethodConfig(Section):
@@ -85,3 +85,22 @@ class JointTeacher(MeanTeacher):
         "kind has batch statistics of its own, and the running ones, which inference uses, follow the labelled images "
         "alone; the same for networks without batch norm",
     )
+
+
+class ContrastTeacher(MeanTeacher):
+    """What methods have in common that contrast projections of pixels, beside a teacher with statistics of its own."""
+
+    labeled_weight: float = Field(1.0, ge=0, description="weight of the loss of labelled images")
+    unlabeled_weight: float = Field(1.0, ge=0, description="weight of the loss of unlabelled images")
+    supervised_epochs: float = Field(
+        1.0, ge=0, description="supervised warm-up: so long labelled images train alone [epochs]"
+    )
+    filter: Literal["threshold", "percentile", "class-wise"] = Field(
+        "percentile",
+        description="which pseudo-labels count: all but a share of the pixels, the most uncertain ones (percentile), "
+        "those of a probability of confidence at least (threshold), or as threshold, less for classes that the network "
+        "is less sure of (class-wise)",
+    )
+    contrast_weight: float = Field(1.0, ge=0, description="weight of the contrast")
+    temperature: float = Field(0.5, gt=0, description="that similarities are divided by")
+    projection_channels: Positive = Field(256, description="channels of the projection")
