@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from allspark.kernels.logits import Logits
-from allspark.methods import dgcl, u2pl
+from allspark.methods import density, dgcl, pixel_roles, u2pl
 from allspark.methods.contrast import at_grid
 from allspark.methods.dgcl import DGCL
 from allspark.methods.filters import percentile
@@ -79,13 +79,13 @@ def test_contrast_of_u2pl(name, rule, compared, monkeypatch):
     monkeypatch.setattr(Logits, "entropy", lambda _: entropy)
     target = torch.cat([arrays["y_l"], arrays["y_u"]])
     valid = arrays["y_u"] != 255
-    low, high = u2pl.entropy_masks(scores, target, valid, float(arrays["alpha_t"]) / 100)
+    low, high = pixel_roles.entropy_masks(scores, target, valid, float(arrays["alpha_t"]) / 100)
     assert torch.equal(low, arrays["out_low_mask"][:, 0].bool())
     assert torch.equal(high, arrays["out_high_mask"][:, 0].bool())
     grid = at_grid(target, scores, 255)
-    one_hot = torch.cat([u2pl._heaped(x, 5) for x in grid.split(2)]).permute(0, 3, 1, 2)
+    one_hot = torch.cat([pixel_roles._heaped(x, 5) for x in grid.split(2)]).permute(0, 3, 1, 2)
     assert torch.equal(one_hot, torch.cat([arrays["out_onehot_l"], arrays["out_onehot_u"]]).bool())
-    roles = u2pl.pixel_roles(grid, low, high, scores, 2, settings.model_copy(update={"contrast_rule": "code"}))
+    roles = pixel_roles.pixel_roles(grid, low, high, scores, 2, settings.model_copy(update={"contrast_rule": "code"}))
     assert torch.equal(roles.keys.sum((0, 1, 2)), arrays["out_new_keys"])
 
     (student,) = with_grad(arrays, "rep_student")
@@ -101,7 +101,7 @@ def test_contrast_of_u2pl(name, rule, compared, monkeypatch):
 
 def test_density_of_dgcl():
     arrays = Arrays("peers/dgcl_density")
-    close(dgcl.density(arrays["feat"], arrays["memo"], arrays["k"].tolist()), arrays["density_norm1_dot"])
+    close(density.density(arrays["feat"], arrays["memo"], arrays["k"].tolist()), arrays["density_norm1_dot"])
 
 
 def in_order(shape, step, purpose, device):

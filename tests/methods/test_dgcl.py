@@ -9,7 +9,7 @@ from allspark.config.files import apply_overrides
 from allspark.config.schema import Config
 from allspark.errors import ConfigError
 from allspark.kernels.logits import Logits
-from allspark.methods import build_method, dgcl
+from allspark.methods import build_method, density
 from tests.conftest import TINY
 from tests.helpers import batch_of
 
@@ -24,13 +24,13 @@ def build(*changes):
 
 def test_density_is_the_mean_similarity_of_the_nearest(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(dgcl, "_BLOCK", 25)  # in blocks of two
+    monkeypatch.setattr(density, "_BLOCK", 25)  # in blocks of two
     features, bank = torch.randn(5, 3), torch.randn(9, 3)
     known = torch.arange(9) < 6
     similar = F.cosine_similarity(features[:, None], bank[None, :6], dim=2).sort(1, descending=True).values
     expected = (similar[:, :2].mean(1) + similar[:, :4].mean(1)) / 2
-    torch.testing.assert_close(dgcl.density(features, bank, (2, 4), known), expected)
-    torch.testing.assert_close(dgcl.density(features, bank[:6], (2, 4)), expected)
+    torch.testing.assert_close(density.density(features, bank, (2, 4), known), expected)
+    torch.testing.assert_close(density.density(features, bank[:6], (2, 4)), expected)
 
 
 def test_the_least_sure_pixels_and_padding_have_no_label():
@@ -38,7 +38,7 @@ def test_the_least_sure_pixels_and_padding_have_no_label():
     scores = Logits(3 * torch.randn(2, 5, 4, 4), (16, 16), (16, 16))
     valid = torch.ones(2, 16, 16, dtype=torch.bool)
     valid[1, 8:] = False
-    labels = dgcl.sure_labels(scores, valid, 0.25)
+    labels = density.sure_labels(scores, valid, 0.25)
     probability = scores.coarse.softmax(1)
     entropy = -(probability * probability.log()).sum(1)
     there = valid[:, ::4, ::4]

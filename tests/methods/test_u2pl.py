@@ -9,7 +9,8 @@ from allspark.config.schema import Config
 from allspark.errors import UserError
 from allspark.kernels.logits import Logits
 from allspark.methods import build_method
-from allspark.methods.u2pl import U2PL, matched_classes, pixel_roles
+from allspark.methods.pixel_roles import matched_classes, pixel_roles
+from allspark.methods.u2pl import U2PL
 from tests.conftest import TINY
 from tests.helpers import batch_of, pixels
 

@@ -14,12 +14,11 @@ from allspark.config import methods as config
 from allspark.kernels.logits import Logits
 from allspark.methods.base import class_pixels
 from allspark.methods.consistency import MeanTeacher
+from allspark.methods.draws import draws
 from allspark.methods.teacher import Teacher
 from allspark.models.projection import ProjectionHead
 from allspark.models.segmenter import Segmenter
 from allspark.runtime.collectives import all_gather, all_reduce, rank
-
-_MASK = 2**32 - 1
 
 
 def info_nce(
@@ -60,16 +59,7 @@ def uniform(shape: Sequence[int], step: int, purpose: int, device: torch.device)
         purpose: another number for each use.
         device: where to.
     """
-    start = (step * 0x9E3779B1 + purpose * 0x85EBCA77 + 1) & _MASK
-    number = torch.arange(torch.Size(shape).numel(), device=device)
-    return (_hash(_hash(number) ^ start).double() / 2**32).view(*shape)
-
-
-def _hash(x: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """MurmurHash3's last step (Appleby, public domain) of whole numbers below 2^32."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
-    return x ^ (x >> 16)
+    return draws(torch.arange(torch.Size(shape).numel(), device=device), step, purpose).view(*shape)
 
 
 def places(draws: Float[Tensor, "*c m"], count: Int[Tensor, "*c"]) -> Int[Tensor, "*c m"]:

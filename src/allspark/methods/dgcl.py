@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from allspark.batch import IGNORE, Progress, StepOutput, Term, TrainBatch, Views
 from allspark.config import methods as config
 from allspark.data.boxes import HalfBoxes
 from allspark.errors import ConfigError
-from allspark.kernels.logits import Logits
-from allspark.methods.bank import ClassBank, nth_members
+from allspark.methods.bank import ClassBank
 from allspark.methods.contrast import (
     ContrastTeacher,
     at_grid,
@@ -25,7 +23,7 @@ from allspark.methods.contrast import (
     shared_rows,
     uniform,
 )
-from allspark.methods.filters import lowest_share
+from allspark.methods.density import density, first_members, sure_labels
 from allspark.methods.losses import reliable_cross_entropy
 from allspark.methods.mixing import pasted_next, valid_pixels, view_boxes
 from allspark.models.segmenter import Segmenter
@@ -33,7 +31,6 @@ from allspark.models.segmenter import Segmenter
 _CONTRAST, _BANK = 2, 3  # what numbers are drawn for
 _KNOWN = 1000  # rows of a class above which densities of new ones are computed
 _FLOOR = 1e-6  # in the logarithm, as published
-_BLOCK = 2**26  # similarities at one time: 256 MiB
 
 
 class DGCL(ContrastTeacher):
@@ -108,7 +105,7 @@ class DGCL(ContrastTeacher):
         own, channels = self.own, hidden.shape[1]
         rows, members, order = self._gathered(hidden, projected.detach(), target, labeled, step, _CONTRAST)
         features, projections = rows.split([channels, projected.shape[1]], 1)
-        chosen, present = _first(members, order, own.sampled)  # (k, s)
+        chosen, present = first_members(members, order, own.sampled)  # (k, s)
         stored = self.bank.rows.to(rows.dtype).unflatten(0, (len(members), own.bank_size))  # (k, m, c + d + 1)
         with torch.autocast(rows.device.type, enabled=False):
             pairs = zip(chosen, stored, strict=True)
@@ -123,7 +120,7 @@ class DGCL(ContrastTeacher):
             best = stored[..., -1].topk(own.dense).indices
             kept = torch.stack([bank[x, channels:-1] for bank, x in zip(stored, best, strict=True)])
             positive = (batch.sum(1) + kept.sum(1)) / (counted.sum(1) + own.dense)
-            others, there = _first(members.any(0) & ~members, order, own.negatives)
+            others, there = first_members(members.any(0) & ~members, order, own.negatives)
             losses = info_nce(anchor, positive[:, None], projections[others], own.temperature, there[:, None], _FLOOR)
         losses = losses.where(compared, 0).sum(1) / compared.sum(1).clamp(min=1)  # (k,)
         first = torch.arange(len(members), device=losses.device) == 0
@@ -143,7 +140,7 @@ class DGCL(ContrastTeacher):
     ) -> None:
         """Put some pixels of each class into its bank, with their density among those there; arguments as above."""
         rows, members, order = self._gathered(hidden, projected, target, labeled, step, _BANK)
-        chosen, present = _first(members, order, self.own.bank_new)  # (k, s)
+        chosen, present = first_members(members, order, self.own.bank_new)  # (k, s)
         channels, count = hidden.shape[1], self.bank.count
         found = []
         for index, bank in enumerate(self.bank.rows.unflatten(0, (len(members), self.own.bank_size))):
@@ -179,50 +176,3 @@ class DGCL(ContrastTeacher):
         assert batch.unlabeled is not None
         valid = valid_pixels(batch.unlabeled)
         return super().counts(batch) | {"unlabeled": torch.ones_like(valid).sum()}
-
-
-def sure_labels(scores: Logits, valid: Bool[Tensor, "u H W"], drop: float) -> Int[Tensor, "u h w"]:
-    """Labels on the decoder's grid, but for the pixels there of the highest entropy.
-
-    Args:
-        scores: of u images.
-        valid: False where a crop was padded.
-        drop: share of the pixels that is left out, 0 to 1.
-    """
-    there = at_grid(valid, scores, 0)
-    grid = (scores.coarse.shape[2], scores.coarse.shape[3])
-    plain = replace(scores, padded=grid, size=grid)
-    return plain.labels().masked_fill(~lowest_share(plain.entropy(), there, 1 - drop), IGNORE)
-
-
-@torch.no_grad()
-def density(
-    features: Float[Tensor, "n c"],
-    bank: Float[Tensor, "m c"],
-    neighbours: Sequence[int],
-    known: Bool[Tensor, " m"] | None = None,
-) -> Float[Tensor, " n"]:
-    """How similar the nearest rows of a bank are, by the cosine: a mean over several numbers of neighbours.
-
-    Args:
-        features: whose density is asked for.
-        bank: as many rows as there are neighbours, or more.
-        neighbours: so many of them.
-        known: which rows there are; None: all.
-    """
-    bank = F.normalize(bank, dim=1)
-    found = []
-    for part in F.normalize(features, dim=1).split(max(1, _BLOCK // len(bank))):
-        similar = part @ bank.T
-        if known is not None:
-            similar = similar.masked_fill(~known, -torch.inf)
-        nearest = similar.topk(max(neighbours)).values
-        found.append(torch.stack([nearest[:, :k].mean(1) for k in neighbours]).mean(0))
-    return torch.cat(found)
-
-
-def _first(members: Bool[Tensor, "k n"], order: Int[Tensor, " n"], most: int) -> tuple[Tensor, Tensor]:
-    """The first members in an order, at most so many: their numbers (k, s), and whether there are so many (k, s)."""
-    ranked = members[:, order]
-    place = torch.arange(min(most, len(order)), device=order.device).expand(len(members), -1)
-    return order[nth_members(ranked, place)], place < ranked.sum(1, keepdim=True)
