@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -16,6 +17,7 @@ from allspark.data.stream import TrainStream, train_batches
 from allspark.engine.checkpoint import checkpoint_path, load_checkpoint
 from allspark.engine.sinks import Sink, read_log
 from allspark.kernels.logits import Logits
+from allspark.methods import METHODS
 
 
 class Lines(Sink):
@@ -79,6 +81,16 @@ def make_pseudo_masks(root: Path) -> None:
             Image.fromarray(stripes.astype(np.uint8)).save(root / "pseudo_masks" / f"{path.stem}.png")
             lines.append(f"images/{path.name}\tpseudo_masks/{path.stem}.png\n")
     (root / "pseudo.txt").write_text("".join(lines))
+
+
+CORE = ("supervised", "allspark", "fixmatch", "cps", "u2pl", "gta-seg")
+"""One method of each kind; what all methods promise is tested of these in every run of the tests."""
+
+
+def each_method(*without: str) -> list[object]:
+    """All methods, as parameters of a test; those that are not in CORE are slow."""
+    names = [name for name in METHODS if name not in without]
+    return [pytest.param(name, id=name, marks=() if name in CORE else pytest.mark.slow) for name in names]
 
 
 _NEEDED = {

@@ -19,7 +19,7 @@ from allspark.methods.base import deployed_name
 from allspark.methods.teacher import Teacher
 from allspark.models.segmenter import Segmenter
 from tests.fakes import ENCODERS
-from tests.helpers import batch_of, choose, follow_step, step_of
+from tests.helpers import CORE, batch_of, choose, each_method, follow_step, step_of
 
 PADDING_COUNTS = {"cps", "fpl", "mkd", "ccvc"}  # as published
 OF_BOTH_KINDS = {"contrast"}  # terms that learn from labelled pixels too
@@ -41,12 +41,13 @@ def build(name, encoder="segformer", *changes):
     return build_method(config(name, encoder, *changes), 5)
 
 
-VARIANTS = [(name,) for name in METHODS] + [("supervised", "segformer", "method.ema_decay=0.9")]
+AVERAGED = pytest.param("supervised method.ema_decay=0.9", id="averaged")
 
 
-@pytest.fixture(params=VARIANTS, ids=" ".join)
+@pytest.fixture(params=[*each_method(), AVERAGED])
 def which(request):
-    return request.param
+    name, *changes = request.param.split()
+    return name, "segformer", *changes
 
 
 @pytest.fixture
@@ -209,11 +210,12 @@ def test_what_is_derived_from_weights_follows_those_that_come_later(method):
         assert torch.equal(tensor, source.state_dict()[name]), name
 
 
+NETWORKS = [*itertools.product(ENCODERS, ["segformer", "deeplabv3plus"]), ("dinov2", "dpt")]
+PAIRS = [*((name, "resnet", "deeplabv3plus") for name in METHODS), *((name, *one) for name in CORE for one in NETWORKS)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    ("encoder", "decoder"), [*itertools.product(ENCODERS, ["segformer", "deeplabv3plus"]), ("dinov2", "dpt")]
-)
+@pytest.mark.parametrize(("name", "encoder", "decoder"), [*dict.fromkeys([*PAIRS, ("semicvt", "swin", "segformer")])])
 def test_every_method_learns_on_every_network(name, encoder, decoder):
     stride = ["model.output_stride=16"] if encoder == "resnet" else []
     if name == "semicvt" and encoder not in BY_STAGE:
@@ -232,7 +234,7 @@ def test_every_method_learns_on_every_network(name, encoder, decoder):
             assert any(p.grad.any() for key, p in named.items() if key.startswith(part)), part
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method())
 def test_the_bottleneck_fits_every_method_with_both_kinds_of_images_in_one_pass(name):
     if not METHOD_CONFIGS[name].joint:
         with pytest.raises(ConfigError, match="allspark needs labelled and unlabelled images"):

@@ -10,9 +10,9 @@ import torch
 from allspark.batch import IGNORE, Progress, TrainBatch
 from allspark.config.files import apply_overrides
 from allspark.engine.learner import Learner
-from allspark.methods import METHODS, build_method
+from allspark.methods import build_method
 from allspark.runtime.devices import start_processes
-from tests.helpers import batch_of
+from tests.helpers import batch_of, choose, each_method
 
 START = Progress(0, 10, 10)
 # Of two micro-batches of two, one batch whose reversed order pairs the same images; augseg pairs neighbours.
@@ -65,10 +65,10 @@ def merged(parts, order):
 IN_TURN = {"allspark", "ael", "fpl", "fpl-ael", "u2pl", "dgcl", "pc2seg", "semicvt"}
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_TURN])
+@pytest.mark.parametrize("name", each_method(*IN_TURN))
 def test_micro_batches_give_the_update_of_one_batch(tiny_config, name):
     """Counts differ: one of them has few labels and much padding."""
-    config = apply_overrides(tiny_config, [f"method.name={name}", "train.precision=fp64", "optim.lr=0.1"])
+    config = apply_overrides(tiny_config, [*choose(name), "train.precision=fp64", "optim.lr=0.1"])
     if hasattr(config.method, "confidence"):
         config = apply_overrides(config, ["method.confidence=0.25"])
     if hasattr(config.method, "confidence_weight"):  # the other is a number of each micro-batch
@@ -96,10 +96,10 @@ def test_micro_batches_give_the_update_of_one_batch(tiny_config, name):
         torch.testing.assert_close(value, ends[1][1][key], rtol=1e-9, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method())
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_all_state_of_method_and_optimiser_is_saved(tiny_config, name, optimizer):
-    config = apply_overrides(tiny_config, [f"method.name={name}", f"optim.name={optimizer}"])
+    config = apply_overrides(tiny_config, [*choose(name), f"optim.name={optimizer}"])
     torch.manual_seed(0)
     method = build_method(config, 5)
     learner = Learner(method, config.optim, config.train, start_processes(config.train, 1), 10)

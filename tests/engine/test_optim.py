@@ -5,7 +5,7 @@ import pytest
 from allspark.config.files import apply_overrides
 from allspark.config.schema import OptimConfig
 from allspark.engine.optim import build_optimizer, schedule, set_lr
-from allspark.methods import METHODS, build_method
+from allspark.methods import build_method
 
 
 def rates(total, **options):
@@ -29,13 +29,12 @@ def test_warm_up_rises_in_a_line_and_the_rest_is_as_without(kind):
     assert values[4:] == pytest.approx(rates(10, schedule=kind))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method())
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("decay", ["true", "false"])
 def test_every_trained_parameter_is_in_one_group(tiny_config, name, optimizer, decay):
-    config = apply_overrides(
-        tiny_config, [f"method.name={name}", f"optim.name={optimizer}", f"optim.decay_norms={decay}"]
-    )
+    changes = [*choose(name), f"optim.name={optimizer}", f"optim.decay_norms={decay}"]
+    config = apply_overrides(tiny_config, changes)
     method = build_method(config, 3)
     built = build_optimizer(method, config.optim)
     grouped = [id(p) for group in built.param_groups for p in group["params"]]

@@ -28,7 +28,7 @@ from allspark.engine.train import train
 from allspark.errors import CheckpointError, ConfigError, DataError, UserError
 from allspark.methods import METHODS, build_method
 from allspark.runtime.signals import Interrupted
-from tests.helpers import Lines, StopAfter, assert_same_run, choose, losses
+from tests.helpers import Lines, StopAfter, assert_same_run, choose, each_method, losses
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def broken_loss(output, value=float("nan")):
     return StepOutput({name: term for name in output.terms}, output.metrics, output.class_pixels)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each_method())
 def test_a_run_leaves_config_log_and_checkpoints(config, tmp_path, method):
     config = apply_overrides(config, choose(method))
     result = train(config, tmp_path / "run")
@@ -162,16 +162,16 @@ def test_the_loop_equals_a_naive_one(config, tmp_path, accumulate, clip):
         torch.testing.assert_close(final[name], value, rtol=1e-10, atol=1e-12)
 
 
-def test_methods_start_from_the_same_weights(config, tmp_path):
+@pytest.mark.parametrize("method", each_method("supervised"))
+def test_methods_start_from_the_same_weights(config, tmp_path, method):
     states = []
-    for method in METHODS:
-        still = apply_overrides(config, [*choose(method), "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"])
-        train(still, tmp_path / method)
-        states.append(load_checkpoint(checkpoint_path(tmp_path / method, "last")).part("model."))
-    for state in states[1:]:
-        for name, tensor in states[0].items():
-            if "running" not in name and "num_batches" not in name:
-                torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-12)
+    for one in ("supervised", method):
+        still = apply_overrides(config, [*choose(one), "optim.lr=1e-30", "optim.weight_decay=0", "train.epochs=0.5"])
+        train(still, tmp_path / one)
+        states.append(load_checkpoint(checkpoint_path(tmp_path / one, "last")).part("model."))
+    for name, tensor in states[0].items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=1e-12)
 
 
 def test_two_runs_in_one_process_may_differ_in_precision(config, tmp_path):
@@ -451,23 +451,24 @@ def test_the_learning_rate_follows_the_number_of_images_an_update(config, tmp_pa
     )
 
 
-def test_ohem_is_the_loss_of_labelled_images_only(config):
+@pytest.mark.parametrize("name", each_method())
+def test_ohem_is_the_loss_of_labelled_images_only(config, name):
     changes = ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"]
     config = apply_overrides(config, changes)
     source = with_pseudo(open_source(config.data), config.data.pseudo)
-    for name in METHODS:
-        torch.manual_seed(0)
-        method = build_method(apply_overrides(config, [f"method.name={name}"]), 6)
-        plain = build_method(apply_overrides(config, [f"method.name={name}", "method.labeled_loss=cross-entropy"]), 6)
-        plain.load_state_dict(method.state_dict())
-        outputs, batch = [], stream_of(source, config, method)[0]
-        for one in (method, plain):
-            torch.manual_seed(1)
-            terms = one(batch, Progress(0, 2, 4)).terms
-            outputs.append({key: term.mean().detach() for key, term in terms.items()})
-        mined = {key for key in outputs[0] if key.startswith("labeled")} - method.counts(batch).keys()
-        assert all(outputs[0][key] > outputs[1][key] for key in mined)  # hard pixels only
-        assert all(outputs[0][key] == outputs[1][key] for key in outputs[0].keys() - mined)
+    torch.manual_seed(0)
+    chosen = apply_overrides(config, choose(name))
+    method = build_method(chosen, 6)
+    plain = build_method(apply_overrides(chosen, ["method.labeled_loss=cross-entropy"]), 6)
+    plain.load_state_dict(method.state_dict())
+    outputs, batch = [], stream_of(source, config, method)[0]
+    for one in (method, plain):
+        torch.manual_seed(1)
+        terms = one(batch, Progress(0, 2, 4)).terms
+        outputs.append({key: term.mean().detach() for key, term in terms.items()})
+    mined = {key for key in outputs[0] if key.startswith("labeled")} - method.counts(batch).keys()
+    assert all(outputs[0][key] > outputs[1][key] for key in mined)  # hard pixels only
+    assert all(outputs[0][key] == outputs[1][key] for key in outputs[0].keys() - mined)
 
 
 def test_a_step_whose_loss_is_not_finite_can_be_skipped(config, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from allspark.errors import ConfigError
 from allspark.methods import METHODS, build_method
 from allspark.methods.ramps import ramp, unlabeled_weight
 from tests.conftest import TINY
-from tests.helpers import batch_of
+from tests.helpers import batch_of, choose
 
 CONSISTENCY = [name for name, method in METHODS.items() if issubclass(method.settings, Consistency)]
 
@@ -42,7 +42,7 @@ def test_warm_up_and_ramp_are_counted_in_epochs():
 
 @pytest.mark.parametrize("name", CONSISTENCY)
 def test_in_the_warm_up_labels_alone_count(name):
-    changes = [f"method.name={name}", "method.supervised_epochs=1", "method.labeled_weight=0.7"]
+    changes = [*choose(name), "method.supervised_epochs=1", "method.labeled_weight=0.7"]
     method = build_method(apply_overrides(Config(), [*TINY, *changes]), 5)
     batch = batch_of(method.views)
     early, late = (method(batch, Progress(step, 2, 4)) for step in (1, 2))
@@ -70,7 +70,7 @@ def test_colours_of_labelled_crops_are_a_setting(name):
     settings = METHODS[name].settings
     assert settings().labeled_views == "weak"
     for choice in ("weak", "strong"):
-        changes = [*TINY, f"method.name={name}", f"method.labeled_views={choice}"]
+        changes = [*TINY, *choose(name), f"method.labeled_views={choice}"]
         assert build_method(apply_overrides(Config(), changes), 5).views.labeled == choice
 
 

@@ -11,7 +11,7 @@ from allspark.config.schema import Config
 from allspark.kernels import attention
 from allspark.methods import METHODS, build_method
 from tests.conftest import TINY
-from tests.helpers import batch_of, follow_step, step_of
+from tests.helpers import CORE, batch_of, choose, follow_step, step_of
 
 
 def build(*changes):
@@ -28,7 +28,10 @@ class AllOnMeta(TorchDispatchMode):
 
 
 CHANGES = [
-    *(f"method.name={name}" for name in METHODS),
+    *(
+        pytest.param(" ".join(choose(name)), id=name, marks=() if name in CORE else pytest.mark.slow)
+        for name in METHODS
+    ),
     *(f"method.name={name} method.labeled_loss=ohem" for name in ("supervised", "cps", "fixmatch")),
     "method.name=fixmatch method.filter=percentile",
     "method.name=allspark model.bottleneck_own=0.5 model.bottleneck_gate=true",

@@ -8,11 +8,11 @@ from allspark.batch import IGNORE, Progress
 from allspark.config.files import apply_overrides
 from allspark.config.methods import MethodConfig
 from allspark.config.schema import Config
-from allspark.methods import METHODS, build_method
+from allspark.methods import build_method
 from allspark.methods.losses import cross_entropy, labeled_loss, ohem_cross_entropy
 from allspark.models.segmenter import build_segmenter
 from tests.fakes import ENCODERS, tiny
-from tests.helpers import batch_of
+from tests.helpers import batch_of, choose, each_method
 
 WEIGHT = 0.4
 
@@ -81,14 +81,14 @@ def test_predictions_know_nothing_of_it():
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method("semicvt"))
 def test_every_method_trains_it_on_labelled_images(name):
     """And a method needs no code of its own for that: what `decode` gives, `labeled_loss` takes."""
     fields = {"encoder": "segformer", "encoder_config": ENCODERS["segformer"], "pretrained": "none"}
     model = fields | {"decoder_channels": 16, "auxiliary_weight": WEIGHT}
-    config = Config.model_validate({"data": {"crop": (64, 96)}, "model": model, "method": {"name": name}})
+    config = apply_overrides(Config.model_validate({"data": {"crop": (64, 96)}, "model": model}), choose(name))
     torch.manual_seed(0)
-    method = build_method(apply_overrides(config, []), 5)
+    method = build_method(config, 5)
     batch = batch_of(method.views)
     method(batch, Progress(0, 1, 10)).loss.backward()
     learned = [all(p.grad is not None for p in network.auxiliary.parameters()) for network in method.networks()]
