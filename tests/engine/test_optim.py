@@ -6,6 +6,7 @@ from allspark.config.files import apply_overrides
 from allspark.config.schema import OptimConfig
 from allspark.engine.optim import build_optimizer, schedule, set_lr
 from allspark.methods import build_method
+from tests.helpers import choose, each_method
 
 
 def rates(total, **options):
