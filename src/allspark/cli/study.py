@@ -46,9 +46,10 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
         Interrupted: it was asked to stop; nothing is lost.
     """
     from allspark.cli.show import stderr, stdout
-    from allspark.study.figure import draw
+    from allspark.study.figure import draw, draw_cost
     from allspark.study.plan import load_study, plan, require_lists
     from allspark.study.published import beside
+    from allspark.study.ranking import ranking
     from allspark.study.run import go_on_command, missing, run_study
     from allspark.study.table import rows_of, write_tables
 
@@ -72,7 +73,9 @@ def compare(file: Path, out: Path, jobs: int | None, *, extra: Sequence[str] = (
     def write() -> str:
         rows = rows_of(runs, wanted.paper)
         draw(rows, out / "results.png", file.stem)
-        return write_tables(rows, runs, out, file.stem, beside(runs, wanted.paper, wanted.published))
+        draw_cost(rows, out / "cost.png", file.stem)
+        more = [*ranking(rows), *beside(runs, wanted.paper, wanted.published)]
+        return write_tables(rows, runs, out, file.stem, more)
 
     note.print(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {jobs} at once; writing to {out}", markup=False)
     if todo:

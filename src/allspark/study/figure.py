@@ -40,6 +40,41 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     save_figure(figure, path)
 
 
+def draw_cost(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw score against cost, a panel for each partition that two methods share; nothing where there is none.
+
+    Args:
+        rows: of the table.
+        path: PNG to write.
+        title: of the figure.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.last:
+            groups.setdefault((row.family, row.partition), []).append(row)
+    panels = {name: some for name, some in groups.items() if len(some) > 1}
+    if not panels:
+        return
+    figure = Figure(figsize=(9, 5.2 * len(panels)), layout="constrained", dpi=110)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    all_axes: Any = figure.subplots(len(panels), 1, squeeze=False)
+    for axes, ((family, partition), some) in zip(all_axes[:, 0], panels.items(), strict=True):
+        for number, row in enumerate(some):
+            cost = row.mean_of("train_seconds") / row.mean_of("steps")
+            height = statistics.stdev(row.last) if len(row.last) > 1 else 0.0
+            mean = statistics.fmean(row.last)
+            axes.errorbar(cost, mean, height, fmt="o", color=COLOURS[number % len(COLOURS)], ms=5, capsize=3)
+            axes.annotate(row.method, (cost, mean), (6, 4), textcoords="offset points", fontsize=8)
+        axes.set_title(f"{family}, {partition}", fontsize=9, loc="left")
+        axes.set_xlabel("cost of an update [s], on the table's hardware", fontsize=9)
+        axes.set_ylabel("mIoU, last checkpoint [%], mean and standard deviation", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.margins(x=0.15, y=0.12)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
 def _panel(axes: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
     partitions = list(dict.fromkeys(row.partition for row in rows))
     step = 0.8 / len(methods)

@@ -44,6 +44,7 @@ class Row:
         last: (seeds,), mIoU of the last epoch.
         paper: the paper's mIoU; None: it has no such row.
         results: result.json of each seed.
+        runs: folder of each seed.
         apart: what this row has of its own that is not the method, as :class:`allspark.study.plan.Planned` says it.
         after: the row that it begins after; None: it begins by itself.
     """
@@ -57,6 +58,7 @@ class Row:
     results: tuple[Mapping[str, Any], ...]
     apart: Mapping[str, str] = field(default_factory=dict)
     after: str | None = None
+    runs: tuple[Path, ...] = ()
 
     def pseudo(self, key: str) -> tuple[float, ...]:
         """(seeds,), what is known of the pseudo-labels at the end, in percent; without those that do not know it."""
@@ -102,6 +104,7 @@ def rows_of(runs: Sequence[Planned], paper: Mapping[str, Mapping[str, float]]) -
                 tuple(result for _, result in found),
                 run.apart,
                 None if run.stage is None else run.stage.after,
+                tuple(run.out for run, _ in found),
             )
         )
     return rows
