@@ -43,7 +43,7 @@ STEPS = [
     "method.name=mkd optim.accumulate=2",
     "method.name=ccvc method.conflict=code method.confidence=0.2",
     "method.name=ps-mt method.supervised_epochs=0.5 method.ramp_epochs=0.5 method.confidence=0.2",
-    "method.name=gta-seg method.supervised_epochs=0.5 method.tie_classifier=true method.assistant_lr=constant",
+    "method.name=gta-seg method.supervised_epochs=0.5 method.tie_classifier=true",
 ]
 
 

@@ -368,6 +368,24 @@ def test_divided_weights_train_as_whole_ones(scenes, tmp_path, encoder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["method.name=mkd", "method.cutmix=false"],
+        ["method.name=ccvc", *NO_MIX, *NO_MAPPING],
+        ["method.name=ps-mt", "method.confidence=0.3", *TEACHERS],
+        ["method.name=gta-seg", *NO_MIX, "method.tie_classifier=true"],
+    ],
+    ids=["mkd", "ccvc", "ps-mt", "gta-seg"],
+)
+def test_several_networks_train_divided(scenes, tmp_path, changes):
+    """Weights of their classifiers are asked for whole, features follow, and some networks rest in some updates."""
+    for shard in ("false", "true"):
+        run(command(scenes, tmp_path / shard, 2, *batches(2), *changes, f"train.shard={shard}"))
+    assert_same_training(tmp_path / "false", tmp_path / "true")
+
+
+@pytest.mark.slow
 def test_a_teacher_follows_divided_weights(scenes, tmp_path):
     """Two processes with whole weights and with divided ones, AdamW, the bottleneck; the teacher is what is scored."""
     method = ["method.name=fixmatch", "method.confidence=0.3", *BOTTLENECK, "optim.name=adamw", *ADAM]

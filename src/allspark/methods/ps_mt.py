@@ -95,11 +95,10 @@ class PSMT(Method):
         torch.clear_autocast_cache()  # see methods.base.eval_logits
         confidence, labels = scores.best()
         sure = (confidence >= self.confidence) & valid_pixels(unlabeled)
-        image, mixed = unlabeled.strong[0], (labels, confidence, sure)
+        image, target, weight, keep = unlabeled.strong[0], labels, confidence, sure
         if unlabeled.boxes is not None:
             (where,) = view_boxes(unlabeled)
-            image, mixed = pasted_next(image, where), tuple(pasted_next(x, where) for x in mixed)
-        target, weight, keep = mixed
+            image, target, weight, keep = (pasted_next(x, where) for x in (image, target, weight, keep))
 
         logits_l = self.segmenter.decode(self._noisy(self.segmenter.encode(labeled.image)))
         logits_u = self.segmenter.decode(self._noisy(self.segmenter.encode(image)))

@@ -36,7 +36,8 @@ def shard(modules: Iterable[nn.Module], device: torch.device, by_block: type[nn.
                     fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         for part in ("hidden", "classify"):
-            register_fsdp_forward_method(module, part)  # where there is one
+            if hasattr(module, part):
+                register_fsdp_forward_method(module, part)
 
 
 def reshard(module: nn.Module) -> None:
