@@ -11,7 +11,8 @@ import torch
 from allspark.batch import Progress, StepOutput
 from allspark.config import methods as settings
 from allspark.config.files import apply_overrides
-from allspark.engine.learner import GRAD_NORM, Learner
+from allspark.engine.learner import Learner
+from allspark.engine.scalars import GRAD_NORM
 from allspark.methods.base import Method
 from allspark.models.segmenter import build_segmenter
 from allspark.runtime.devices import start_processes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from allspark.config.schema import OptimConfig, TrainConfig
 from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.optim import build_optimizer, named_state, parameter_order, schedule, set_lr
 from allspark.engine.run import method_names
+from allspark.engine.scalars import Scalars, scalars_of
 from allspark.errors import CheckpointError, NotFiniteError, UserError
 from allspark.inference.predictor import out_of_memory
 from allspark.kernels.batch_norm import synchronise_norms
@@ -30,8 +30,6 @@ from allspark.runtime.agreement import CONTINUE, agree_on
 from allspark.runtime.collectives import all_gather_object, all_reduce, world_size
 from allspark.runtime.sharding import distribute_like, full_tensor, reshard, shard
 
-GRAD_NORM = "grad_norm"
-"""The log's name of the gradient's norm before it is clipped."""
 _OPTIMIZER = "optim."
 _EARLIER = ("momentum.", "momentum_buffer.")  # version 0.1's name of SGD's only state
 _STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
@@ -43,40 +41,6 @@ _MOST_SKIPPED = 25
 
 class OutOfMemoryError(UserError):
     """The memory does not suffice for a step."""
-
-
-@dataclass(frozen=True)
-class Scalars:
-    """What a micro-batch has to log, on its device: names with values (len(names),), loss first; and class pixels.
-
-    The last one of an update also has ``GRAD_NORM``, unless fp16's scale, which is found by trying, keeps watch.
-    """
-
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
-    values: Tensor
-    class_pixels: Mapping[str, Tensor]
-
-    def with_norm(self, norm: Tensor) -> Scalars:
-        """The same, and the norm of the update's gradient, scalar."""
-        values = torch.cat([self.values, norm.detach().to(self.values).reshape(1)])
-        return replace(self, names=(*self.names, GRAD_NORM), values=values)
-
-    def and_then(self, other: Scalars) -> Scalars:
-        """Those of two phases of one step: their losses add up, and so do the squares of the gradients' norms."""
-        mine, theirs = (dict(zip(one.names, one.values, strict=True)) for one in (self, other))
-        found = mine | theirs | {"loss": mine["loss"] + theirs["loss"]}
-        if GRAD_NORM in found:  # comes last
-            found[GRAD_NORM] = torch.hypot(mine.pop(GRAD_NORM), found.pop(GRAD_NORM))
-        pixels = {**self.class_pixels, **other.class_pixels}
-        return Scalars(self.ids, tuple(found), torch.stack(list(found.values())), pixels)
-
-    def judged(self) -> dict[str, Tensor]:
-        """What has to be finite, by its name in messages."""
-        found = {"loss": self.values[0]}
-        if self.names[-1] == GRAD_NORM:
-            found["gradient"] = self.values[-1]
-        return found
 
 
 class Learner:
@@ -178,7 +142,7 @@ class Learner:
                     means = self._means(output, totals)
                     loss = weighted_sum(means, output.terms)
                     self._accelerator.backward(loss)
-                scalars.append(_scalars(batch, loss, means, output))
+                scalars.append(scalars_of(batch, loss, means, output))
                 del output, means, loss
                 if number == len(parts):
                     with _memory_suffices(progress):
@@ -310,12 +274,6 @@ def _parts(method: Method) -> Iterator[nn.Module]:
             yield from chain.from_iterable(network.children() for network in networks)
         elif any(True for _ in child.parameters()):
             yield child
-
-
-def _scalars(batch: TrainBatch, loss: Tensor, means: Mapping[str, Tensor], output: StepOutput) -> Scalars:
-    logged = {"loss": loss, **{f"loss_{name}": x for name, x in means.items()}, **output.metrics}
-    values = torch.stack([x.detach().double() for x in logged.values()])
-    return Scalars(batch.ids, tuple(logged), values, output.class_pixels)
 
 
 def _in_precision(method: Method, accelerator: Accelerator) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allspark.engine.learner import Scalars
+from allspark.engine.scalars import Scalars
 from allspark.engine.sinks import Sink
 from allspark.errors import NotFiniteError
 from allspark.runtime.agreement import CONTINUE, FAILED, agree_on, fail_together, raise_in_all
