@@ -451,6 +451,15 @@ def test_the_learning_rate_follows_the_number_of_images_an_update(config, tmp_pa
     )
 
 
+def test_a_method_that_needs_two_images_in_a_batch_says_so(config, tmp_path):
+    alone = ["data.batch_unlabeled=1", "train.epochs=0.5"]
+    said = Lines()
+    train(apply_overrides(config, [*choose("fixmatch"), *alone]), tmp_path / "mixed", sinks=[said])
+    assert "note: with data.batch_unlabeled=1 fixmatch has no other image to mix with" in "\n".join(said.lines)
+    with pytest.raises(ConfigError, match=r"^data\.batch_unlabeled: pc2seg compares .* needs two or more, got 1$"):
+        train(apply_overrides(config, [*choose("pc2seg"), *alone]), tmp_path / "compared")
+
+
 @pytest.mark.parametrize("name", each_method())
 def test_ohem_is_the_loss_of_labelled_images_only(config, name):
     changes = ["method.labeled_loss=ohem", "method.ohem_min_kept=5", "method.ohem_threshold=0.1"]

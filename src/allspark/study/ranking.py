@@ -88,9 +88,9 @@ def _at_equal_time(rows: Sequence[Row]) -> list[str]:
     limit = min(row.mean_of("train_seconds") for row in rows)
     reached = []
     for row in rows:
-        found = [score for run in row.runs if (score := score_at(run, limit)) is not None]
-        reached.append((row, tuple(found)))
-    if not any(found and found != row.last for row, found in reached):
+        scores = (score_at(run, limit) for run in row.runs)
+        reached.append((row, tuple(score for score in scores if score is not None)))
+    if not any(then and then != row.last for row, then in reached):
         return []
     reached.sort(key=lambda pair: statistics.fmean(pair[1]) if pair[1] else -math.inf, reverse=True)
     lines = [
@@ -101,9 +101,9 @@ def _at_equal_time(rows: Sequence[Row]) -> list[str]:
         "| method | mIoU then | updates an hour |",
         "|---|---|---|",
     ]
-    for row, found in reached:
+    for row, then in reached:
         rate = 3600 * row.mean_of("steps") / row.mean_of("train_seconds")
-        lines.append(_cells(row.method, spread(found), f"{rate:.0f}"))
+        lines.append(_cells(row.method, spread(then), f"{rate:.0f}"))
     return lines
 
 
