@@ -122,19 +122,6 @@ def test_what_is_no_study(study_file, text):
 
 
 STUDIES = sorted((REPOSITORY / "studies").glob("*.yaml"))
-COMING = {
-    *("pseudoseg", "ps-mt", "u2pl", "gta-seg", "ael", "fpl", "semicvt", "dgcl", "ccvc", "mkd", "corrmatch"),
-    *("prevmatch", "semivl"),
-}
-"""Rows of the paper's tables whose methods may not be here yet."""
-
-
-def opened(file):
-    study = load_study(file)
-    rows = {name: row for name, row in study.methods.items() if name not in COMING - METHOD_CONFIGS.keys()}
-    return study.model_copy(update={"methods": rows})
-
-
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
 def test_published_numbers_are_of_the_rows_and_lists_of_their_study(file):
     study = load_study(file)
@@ -156,7 +143,7 @@ def test_allsparks_numbers_are_those_of_the_published_lists(family):
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
 def test_the_papers_tables_can_be_planned(file, tmp_path):
-    study = opened(file)
+    study = load_study(file)
     runs = plan(study, file, tmp_path, ["data.root=somewhere"])
     assert len(runs) == len(study.methods) * len(study.partitions) * len(study.seeds)
     assert file.name in file.read_text().partition("\n\n")[0]  # its header says the command
