@@ -30,10 +30,17 @@ STEPS = [
     *("optim.accumulate=2", "optim.clip_norm=0.5", "train.precision=bf16", "seed=7", "optim.name=adamw"),
     "optim.name=adamw optim.decay_norms=false optim.warmup_steps=2 optim.schedule=cosine train.precision=bf16",
     "method.name=fixmatch optim.name=adamw",
-    *(pytest.param(" ".join([*choose(name), "optim.name=adamw"]), marks=pytest.mark.slow) for name in METHODS),
     "method.name=fixmatch model.bottleneck=allspark method.confidence=0.2",
     "model.bottleneck_gate=true model.bottleneck_own=0.5",
     "method.name=cps model.auxiliary_weight=0.4 method.labeled_loss=ohem",
+    "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
+    "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
+    "method.name=supervised method.ema_decay=0.9",
+    "method.name=u2pl method.supervised_epochs=0.5 method.bank_sizes=[90,70] method.contrast_rule=code",
+    "method.name=gta-seg method.supervised_epochs=0.5 method.tie_classifier=true method.assistant_lr=constant",
+]
+MORE_STEPS = [
+    *(" ".join([*choose(name), "optim.name=adamw"]) for name in METHODS),
     "method.name=unimatch method.partner=reversed method.confidence=0.2 optim.accumulate=2",
     "method.name=prevmatch method.history=1 method.confidence=0.2 method.old_confidence=0.2",
     "method.name=corrmatch method.confidence=0.2 optim.accumulate=2",
@@ -42,23 +49,18 @@ STEPS = [
     "method.name=cps method.cutmix=false",
     "method.name=cutmix-seg method.unlabeled_views=strong method.confidence=0.2 method.distance=kl",
     "method.name=augseg method.confidence=0.2 model.bottleneck=allspark",
-    "method.name=fixmatch method.colours=random-list method.filter=class-wise method.ramp_epochs=2",
-    "method.name=unimatch method.filter=percentile method.supervised_epochs=0.5",
-    "method.name=supervised method.ema_decay=0.9",
     "method.name=ael method.unlabeled_views=strong method.confidence=0.2 method.paste=1 optim.accumulate=2",
     "method.name=fpl method.cutmix=false method.fuzziness=convex",
     "method.name=fpl-ael method.sampling=false method.paste_draws=3 method.adaptive_boxes=false",
-    "method.name=u2pl method.supervised_epochs=0.5 method.bank_sizes=[90,70] method.contrast_rule=code",
     "method.name=dgcl method.supervised_epochs=0 method.bank_size=40 method.dense=9 method.neighbours=[3]",
     "method.name=mkd optim.accumulate=2",
     "method.name=ccvc method.conflict=code method.confidence=0.2",
     "method.name=ps-mt method.supervised_epochs=0.5 method.ramp_epochs=0.5 method.confidence=0.2",
-    "method.name=gta-seg method.supervised_epochs=0.5 method.tie_classifier=true method.assistant_lr=constant",
     "method.name=semicvt method.unlabeled_views=strong method.filter=class-wise method.supervised_epochs=0.5",
 ]
 
 
-@pytest.mark.parametrize("changes", STEPS)
+@pytest.mark.parametrize("changes", [*STEPS, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE_STEPS)])
 def test_settings_that_touch_the_step_resume_exactly(config, tmp_path, changes):
     config = apply_overrides(config, [*changes.split(), "train.log_every=3"])
     train(config, tmp_path / "whole")
