@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench figures shares clean
+.PHONY: help setup demo test test-slow test-bench lint bench figures shares clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,13 @@ demo: setup  ## train with and without unlabelled images on generated scenes, in
 	$(BIN)/allspark demo
 
 test: setup  ## the tests, on the CPU (pass more to pytest with ARGS="...")
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not bench" $(ARGS)
 
 test-slow: setup  ## the tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-bench: setup  ## the longest parts of the benchmarks, in their quick form
+	$(BIN)/python -m pytest -m bench $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

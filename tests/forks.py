@@ -19,7 +19,7 @@ from allspark.config.files import load_config
 from allspark.engine.train import train
 from allspark.runtime.agreement import leave_group
 
-def begin(config, out, rank, processes, port):
+def begin(config, out, rank, processes, port, resume):
     child = os.fork()
     if child:
         return child
@@ -28,7 +28,7 @@ def begin(config, out, rank, processes, port):
         if processes > 1:
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(processes))
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        train(load_config(Path(config)), Path(out), sinks=[])
+        train(load_config(Path(config)), Path(out), resume=resume, sinks=[])
         leave_group()
         os._exit(0)
     except BaseException:
@@ -37,11 +37,11 @@ def begin(config, out, rank, processes, port):
         os._exit(1)
 
 for line in sys.stdin:
-    config, out, processes = json.loads(line)
+    config, out, processes, resume = json.loads(line)
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = str(one.getsockname()[1])
-    children = [begin(config, out, rank, processes, port) for rank in range(processes)]
+    children = [begin(config, out, rank, processes, port, resume) for rank in range(processes)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     print(json.dumps(codes), flush=True)
 """
@@ -55,11 +55,11 @@ class Forks:
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def train(self, config: Config, out: Path, processes: int = 1) -> None:
-        """Train in so many processes; fails with what they said if one does."""
+    def train(self, config: Config, out: Path, processes: int = 1, *, resume: bool = False) -> None:
+        """Train in so many processes, or go on; fails with what they said if one does."""
         file = out.with_suffix(".yaml")
         save_config(config, file)
-        self._server.stdin.write(json.dumps([str(file), str(out), processes]) + "\n")
+        self._server.stdin.write(json.dumps([str(file), str(out), processes, resume]) + "\n")
         self._server.stdin.flush()
         codes = json.loads(self._server.stdout.readline())
         said = "\n".join(Path(f"{out}.{rank}.txt").read_text() for rank in range(processes))

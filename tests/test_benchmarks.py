@@ -230,8 +230,12 @@ def test_variants_are_measured_in_turns(monkeypatch):
     assert found["a"]["median_s"] == 6.5 and found["product"]["operations"] == 7
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
+_LONG = {"inference", "step", "start", "evaluation"}  # minutes each: `make test-bench`
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=pytest.mark.bench if part in _LONG else pytest.mark.slow) for part in PARTS]
+)
 def test_every_part_runs(part, tmp_path):
     """As `make bench` does, with small sizes."""
     command = [sys.executable, run.__file__, "--quick", "--turns", "1", "--part", part, "--out", str(tmp_path)]

@@ -394,20 +394,20 @@ def test_what_one_process_says_is_shown_once(capfd, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["segformer", "swin", "dinov2"])
-def test_divided_weights_train_as_whole_ones(scenes, tmp_path, encoder):
+def test_divided_weights_train_as_whole_ones(scenes, tmp_path, forks, encoder):
     """FSDP against one process; then a run that was divided goes on undivided, and the other way round."""
-    changes = [*network(encoder), "train.keep_every=2", "optim.clip_norm=1"]
-    run(command(scenes, tmp_path / "one", 1, *batches(4), *changes))
-    run(command(scenes, tmp_path / "divided", 2, *batches(2), *changes, "train.shard=true"))
+    changes = [*network(encoder), "train.keep_every=2", "optim.clip_norm=1", f"data.root={scenes}"]
+    one = apply_overrides(load_recipe("folder"), with_defaults(*batches(4), *changes))
+    divided = apply_overrides(load_recipe("folder"), with_defaults(*batches(2), *changes, "train.shard=true"))
+    forks.train(one, tmp_path / "one")
+    forks.train(divided, tmp_path / "divided", 2)
     # transformers interpolates DINOv2's position embeddings in float32.
     tolerance = 1e-6 if encoder == "dinov2" else 1e-9
     assert_same_training(tmp_path / "one", tmp_path / "divided", tolerance)
     checkpoints = tmp_path / "divided" / "checkpoints"
     for shard in ("false", "true"):
         (checkpoints / "last.safetensors").write_bytes((checkpoints / "step-00000002.safetensors").read_bytes())
-        resume = ["train", "--out", str(tmp_path / "divided"), "--resume", "--processes", "2", "--set"]
-        done = run([sys.executable, "-m", "allspark.cli.app", *resume, f"train.shard={shard}"])
-        assert "4 steps" in done.stdout
+        forks.train(apply_overrides(divided, [f"train.shard={shard}"]), tmp_path / "divided", 2, resume=True)
         assert_same_training(tmp_path / "one", tmp_path / "divided", tolerance)
 
 
@@ -430,9 +430,10 @@ def test_several_networks_train_divided(scenes, tmp_path, forks, name):
     ],
     ids=["teacher", "prevmatch", "corrmatch", "pseudoseg"],
 )
-def test_what_is_beside_a_network_follows_divided_weights(scenes, tmp_path, method):
+def test_what_is_beside_a_network_follows_divided_weights(scenes, tmp_path, forks, method):
     """Two processes with whole weights and with divided ones, AdamW; a teacher is what is scored."""
-    method = [*method, "optim.name=adamw", *ADAM]
+    method = [*method, "optim.name=adamw", *ADAM, f"data.root={scenes}"]
     for shard in ("false", "true"):
-        run(command(scenes, tmp_path / shard, 2, *batches(2), *method, f"train.shard={shard}"))
+        changes = with_defaults(*batches(2), *method, f"train.shard={shard}")
+        forks.train(apply_overrides(load_recipe("folder"), changes), tmp_path / shard, 2)
     assert_same_training(tmp_path / "false", tmp_path / "true", tolerance=1e-6)

@@ -122,6 +122,8 @@ def test_what_is_no_study(study_file, text):
 
 
 STUDIES = sorted((REPOSITORY / "studies").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
 def test_published_numbers_are_of_the_rows_and_lists_of_their_study(file):
     study = load_study(file)

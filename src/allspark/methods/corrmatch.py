@@ -96,7 +96,9 @@ class CorrMatch(UniMatch):
         coarse = torch.cat([part.coarse.detach() for part in logits])
         coarse = F.interpolate(coarse, last.shape[2:], mode="bilinear", align_corners=first.aligned)
         spread, likeness = self.correlation(last, coarse)
-        return replace(first, coarse=spread).split([len(part.coarse) for part in logits]), likeness.detach()
+        return replace(first, coarse=spread, auxiliary=None).split(
+            [len(part.coarse) for part in logits]
+        ), likeness.detach()
 
     def learn_labeled(self, labeled: LabeledBatch) -> dict[str, Term]:
         """In the supervised warm-up the head learns too."""

@@ -19,7 +19,7 @@ class MappedSegmenter(Segmenter):
     """
 
     def __init__(self, network: Segmenter, dropout: float) -> None:
-        super().__init__(network.encoder, network.decoder, network.bottleneck)
+        super().__init__(network.encoder, network.decoder, network.bottleneck, network.auxiliary)
         width = network.hidden_channels
         self.mapping = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.dropout = dropout
