@@ -63,6 +63,7 @@ class Views:
             is the same with any number of processes.
         pseudo: crops of images with pseudo masks (data.pseudo), their colours changed, as many as unlabelled ones.
         cutout: how boxes of these crops are drawn that are filled with noise and ignored; None: none are.
+        compared: unlabelled images of a micro-batch are compared with each other, so there must be two.
     """
 
     labeled: Literal["strong", "weak"] | None = "strong"
@@ -74,6 +75,7 @@ class Views:
     chance: bool = False
     pseudo: bool = False
     cutout: Boxes | None = None
+    compared: bool = False
 
     def __post_init__(self) -> None:
         if self.cutout is not None and not self.pseudo:

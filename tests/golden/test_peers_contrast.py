@@ -124,7 +124,7 @@ def test_bank_of_dgcl(monkeypatch):
     new = len(arrays["u3_mem0_head"])
     old = torch.cat([before.flip(0), torch.zeros(len(before), 3)], 1)  # as after two updates, the second of 20 rows
     method.bank.push(old, torch.tensor([[True], [False]]).expand(-1, len(old)))
-    method.remember(arrays["u3_fts"], arrays["u3_rep"], arrays["u3_lab"], 1, 0)
+    method.remember(method.gathered(arrays["u3_fts"], arrays["u3_rep"], arrays["u3_lab"], 1), 0)
     assert method.bank.count.tolist() == [len(before) + new, 18] and new == 18
     place = torch.arange(new)[None]
     rows = method.bank.at(len(before) + place, torch.tensor([0]))[0]
@@ -148,11 +148,13 @@ def test_loss_of_dgcl(dense, anchors):
     stored = torch.cat([arrays["mem_fts"], arrays["mem_proj"], arrays["mem_density"][..., None]], 2)  # (k, 60, 12)
     members = torch.eye(3, dtype=torch.bool)[..., None].expand(-1, -1, 60).flatten(1)
     (rep,) = with_grad(arrays, "rep")
-    assert method.contrast(arrays["fts"], rep, arrays["label"], 1, 0).mean() == 0  # the bank is empty
+    seen = method.gathered(arrays["fts"], rep.detach(), arrays["label"], 1)
+    assert method.contrast(rep, seen, 0).mean() == 0  # the bank is empty
     method.bank.push(stored.flatten(0, 1), members)
-    loss = method.contrast(arrays["fts"], rep, arrays["label"], 1, 0).mean()
+    loss = method.contrast(rep, seen, 0).mean()
     close(loss, arrays[f"loss_hi{dense}_lo{anchors}"])
     loss.backward()
     close(rep.grad, arrays[f"grad_hi{dense}_lo{anchors}"])
-    nothing = method.contrast(arrays["fts"], rep, torch.zeros_like(arrays["label"]), 1, 0).mean()
+    alone = method.gathered(arrays["fts"], rep.detach(), torch.zeros_like(arrays["label"]), 1)
+    nothing = method.contrast(rep, alone, 0).mean()
     assert arrays["loss_only_class0_is_none"] and nothing == 0

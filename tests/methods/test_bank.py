@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from allspark.errors import ConfigError
-from allspark.methods import bank as module
 from allspark.methods.bank import ClassBank, nth_members
+from allspark.runtime import host_memory as module
 
 
 def test_rows_come_and_go_as_in_lists():

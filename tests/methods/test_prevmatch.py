@@ -12,7 +12,7 @@ from allspark.config.files import apply_overrides
 from allspark.engine import fit
 from allspark.errors import ConfigError
 from allspark.methods import build_method
-from allspark.methods import history as module
+from allspark.runtime import host_memory as module
 from tests.helpers import batch_of
 
 

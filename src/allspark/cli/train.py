@@ -55,7 +55,9 @@ def train(
     begins_others = processes > 1 and not launched()
     silent = begins_others or not _main_process()
     config, out = chosen(
-        *(recipe, config_file, out),
+        recipe,
+        config_file,
+        out,
         resume=resume,
         changes=changes,
         paths=paths,

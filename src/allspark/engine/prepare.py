@@ -21,7 +21,7 @@ from allspark.engine.checkpoint import Checkpoint
 from allspark.engine.recorder import RunState
 from allspark.engine.resolve import Note
 from allspark.engine.run import begin_with, load_method
-from allspark.errors import CheckpointError, DataError
+from allspark.errors import CheckpointError, ConfigError, DataError
 from allspark.methods import build_method
 from allspark.methods.base import Method
 from allspark.models.licences import weights_of
@@ -91,6 +91,7 @@ def build_method_of(
             return method, TypeAdapter(RunState).validate_python(checkpoint.said("state", path))
         except ValidationError as error:
             raise CheckpointError(f"{path}: where the run stood cannot be read ({error.errors()[0]['msg']})") from error
+    _require_partners(method, config.data, note)
     weights = weights_of(config.model)
     if config.train.begin_with is not None:
         said, weights = begin_with(method, config.train.begin_with)
@@ -106,6 +107,20 @@ def build_method_of(
     method.name_classes(source.classes)
     method.begin()
     return method, state
+
+
+def _require_partners(method: Method, data: DataConfig, note: Note) -> None:
+    """Refuse, or say, that an unlabelled image is alone in its micro-batch where a method needs another one."""
+    if data.batch_unlabeled > 1:
+        return
+    name, views = method.settings.model_fields["name"].default, method.views
+    if views.compared:
+        raise ConfigError(
+            f"data.batch_unlabeled: {name} compares the unlabelled images of a micro-batch, and needs two or more, "
+            "got 1"
+        )
+    if views.boxes is not None and not views.partner:
+        note(f"note: with data.batch_unlabeled=1 {name} has no other image to mix with")
 
 
 def _checksum(network: Segmenter) -> str:

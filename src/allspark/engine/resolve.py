@@ -55,28 +55,11 @@ def resolve(config: Config, world: int, note: Note) -> Config:
         note("note: model.freeze_encoder leaves the stem of model.deep_stem at its random weights")
     pseudo = config.data.pseudo and find_list(config.data.pseudo, root).resolve()
     data = config.data.model_copy(update={"root": root.resolve(), "pseudo": pseudo})
-    _require_partners(config, note)
     network = network_config(config)
     if config.eval.memory:
         require_memory(network)
     model = resolve_encoder(network)
     return config.model_copy(update={"data": data, "model": model, "optim": optim})
-
-
-def _require_partners(config: Config, note: Note) -> None:
-    """Refuse, or say, that an unlabelled image is alone in its micro-batch where a method needs another one."""
-    if config.data.batch_unlabeled > 1:
-        return
-    if config.method.partners == "compared":
-        raise ConfigError(
-            f"data.batch_unlabeled: {config.method.name} compares the unlabelled images of a micro-batch, and needs "
-            "two or more, got 1"
-        )
-    if config.method.partners == "mixed":
-        note(
-            f"note: with data.batch_unlabeled=1 {config.method.name} has no other image to mix with: it learns from "
-            "each as it is"
-        )
 
 
 def resolve_again(

@@ -34,34 +34,36 @@ from allspark.methods.unimatch import UniMatch
 from allspark.methods.unimatch_v2 import UniMatchV2
 from allspark.models.segmenter import Segmenter, build_segmenter
 
-METHODS: dict[str, type[Method]] = {
-    "supervised": Supervised,
-    "pseudo-label": PseudoLabel,
-    "allspark": AllSpark,
-    "fixmatch": FixMatch,
-    "unimatch": UniMatch,
-    "unimatch-v2": UniMatchV2,
-    "prevmatch": PrevMatch,
-    "corrmatch": CorrMatch,
-    "semivl": SemiVL,
-    "pseudoseg": PseudoSeg,
-    "cps": CPS,
-    "cutmix-seg": CutMixSeg,
-    "augseg": AugSeg,
-    "st++": STPlusPlus,
-    "ael": AEL,
-    "fpl": FPL,
-    "fpl-ael": FPLOnAEL,
-    "logicdiag": LogicDiag,
-    "u2pl": U2PL,
-    "dgcl": DGCL,
-    "mkd": MKD,
-    "ccvc": CCVC,
-    "ps-mt": PSMT,
-    "gta-seg": GTASeg,
-    "semicvt": SemiCVT,
-    "pc2seg": PC2Seg,
-}
+_ALL: tuple[type[Method], ...] = (
+    Supervised,
+    PseudoLabel,
+    AllSpark,
+    FixMatch,
+    UniMatch,
+    UniMatchV2,
+    PrevMatch,
+    CorrMatch,
+    SemiVL,
+    PseudoSeg,
+    CPS,
+    CutMixSeg,
+    AugSeg,
+    STPlusPlus,
+    AEL,
+    FPL,
+    FPLOnAEL,
+    LogicDiag,
+    U2PL,
+    DGCL,
+    MKD,
+    CCVC,
+    PSMT,
+    GTASeg,
+    SemiCVT,
+    PC2Seg,
+)
+
+METHODS: dict[str, type[Method]] = {method.settings.model_fields["name"].default: method for method in _ALL}
 
 
 def add_method(method: type[Method]) -> type[Method]:

@@ -9,10 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allspark.errors import ConfigError
-from allspark.runtime.host_memory import host_memory
-
-_GB = 1e9
+from allspark.runtime.host_memory import require_host_memory
 
 
 class ClassBank(nn.Module):
@@ -42,12 +39,10 @@ class ClassBank(nn.Module):
 
     def __init__(self, sizes: Sequence[int], channels: int, setting: str) -> None:
         super().__init__()
-        needed, available = 4 * sum(sizes) * channels, host_memory()
-        if available is not None and needed > available:
-            raise ConfigError(
-                f"{setting}: a bank of {sum(sizes)} rows of {channels} channels, for {len(sizes)} classes together, "
-                f"needs {needed / _GB:.1f} GB, and this machine has {available / _GB:.1f}; set it smaller"
-            )
+        what = (
+            f"{setting}: a bank of {sum(sizes)} rows of {channels} channels, for {len(sizes)} classes together, needs"
+        )
+        require_host_memory(4 * sum(sizes) * channels, what, "set it smaller")
         self.sizes = tuple(sizes)
         self._firsts = tuple(itertools.accumulate(sizes[:-1], initial=0))
         self.register_buffer("rows", torch.zeros(sum(sizes), channels))

@@ -84,9 +84,9 @@ class CCVC(Method):
         """Logits of both networks, and how alike the features are that their classifiers read."""
         logits, hidden = [], []
         for network in self.networks():
-            features = network.encode(image)
-            hidden.append(network.hidden(features))
-            logits.append(network.classify(hidden[-1], features))
+            read, said = network.hidden_and_logits(image)
+            hidden.append(read)
+            logits.append(said)
         return logits, likeness(*hidden)
 
     def _conflicts(self, logits: list[Logits]) -> list[Tensor]:

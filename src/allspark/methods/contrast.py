@@ -12,10 +12,10 @@ from torch import Tensor
 from allspark.batch import Progress, StepOutput, Term, TrainBatch
 from allspark.config import methods as config
 from allspark.kernels.logits import Logits
+from allspark.methods.bank import ClassBank
 from allspark.methods.base import class_pixels
 from allspark.methods.consistency import MeanTeacher
 from allspark.methods.draws import draws
-from allspark.methods.teacher import Teacher
 from allspark.models.projection import ProjectionHead
 from allspark.models.segmenter import Segmenter
 from allspark.runtime.collectives import all_gather, all_reduce, rank
@@ -112,13 +112,15 @@ class ContrastTeacher(MeanTeacher):
 
     Attributes:
         projection: of what the classifier reads; it trains with the network.
+        bank: what is remembered of the pixels of each class.
     """
+
+    bank: ClassBank
 
     def __init__(
         self, settings: config.ContrastTeacher, build: Callable[[], Segmenter], kernels: Sequence[int], dropout: float
     ) -> None:
-        super().__init__(settings, build)
-        self.teacher = Teacher(self.segmenter, settings.ema_decay, buffers="own")
+        super().__init__(settings, build, buffers="own")
         width = self.segmenter.hidden_channels
         self.projection = ProjectionHead(width, settings.projection_channels, kernels, dropout)
         self.contrast_weight = settings.contrast_weight
@@ -129,7 +131,7 @@ class ContrastTeacher(MeanTeacher):
             return self.learn(batch, progress)
         labeled = batch.labeled
         assert labeled is not None
-        logits, hidden = see(self.segmenter, labeled.image)
+        hidden, logits = self.segmenter.hidden_and_logits(labeled.image)
         projected = self.projection(hidden)
         self.teach(labeled.image)
         nothing = 0 * projected.sum()  # every process has gradients of all weights
@@ -139,19 +141,21 @@ class ContrastTeacher(MeanTeacher):
         }
         return StepOutput(terms, class_pixels=class_pixels(self.segmenter.num_classes, labeled=labeled.mask))
 
-    def teach(self, image: Float[Tensor, "b 3 H W"]) -> tuple[Logits, Float[Tensor, "b c h w"]]:
-        """What the teacher says in training mode, and what its classifier reads."""
+    def teach(self, image: Float[Tensor, "b 3 H W"]) -> tuple[Float[Tensor, "b c h w"], Logits]:
+        """What the teacher's classifier reads in training mode, and what it makes of that."""
         with self.teacher.training_pass() as network:
-            return see(network, image)
+            return network.hidden_and_logits(image)
+
+    @property
+    def bank_fill(self) -> Float[Tensor, " k"]:
+        """How full the bank of each class is."""
+        return self.bank.count / self.bank.capacity
+
+    def health(self) -> dict[str, Tensor]:
+        """How full the banks are, too."""
+        return super().health() | {"bank_fill": self.bank_fill}
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """The contrast is a mean over the classes of all processes, one number for each micro-batch."""
         assert batch.labeled is not None
         return super().counts(batch) | {"contrast": batch.labeled.mask.new_ones(())}
-
-
-def see(network: Segmenter, image: Float[Tensor, "b 3 H W"]) -> tuple[Logits, Float[Tensor, "b c h w"]]:
-    """Logits, and what the classifier reads."""
-    features = network.encode(image)
-    hidden = network.hidden(features)
-    return network.classify(hidden, features), hidden

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from allspark.batch import IGNORE, Progress, StepOutput, Term, TrainBatch, Views
@@ -19,7 +19,6 @@ from allspark.methods.contrast import (
     at_grid,
     gather_images,
     info_nce,
-    see,
     shared_rows,
     uniform,
 )
@@ -31,6 +30,23 @@ from allspark.models.segmenter import Segmenter
 _CONTRAST, _BANK = 2, 3  # what numbers are drawn for
 _KNOWN = 1000  # rows of a class above which densities of new ones are computed
 _FLOOR = 1e-6  # in the logarithm, as published
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels of all processes on the decoder's grid.
+
+    Attributes:
+        rows: (n, c + d), what the classifier reads of each and its projection, without gradient.
+        members: (k, n), which class each is of.
+        channels: c.
+        labeled: labelled images of each process, which come first.
+    """
+
+    rows: Float[Tensor, "n e"]
+    members: Bool[Tensor, "k n"]
+    channels: int
+    labeled: int
 
 
 class DGCL(ContrastTeacher):
@@ -66,44 +82,35 @@ class DGCL(ContrastTeacher):
         (where,) = view_boxes(unlabeled)
         valid, parts = valid_pixels(unlabeled), [len(labeled.image), len(unlabeled.weak)]
         both = torch.cat([labeled.image, unlabeled.weak])
-        _, scores = self.teach(both)[0].split(parts)
+        _, scores = self.teach(both)[1].split(parts)
         labels, sure = self.filter(scores, valid, since)
         labels_m, sure_m = (pasted_next(x, where) for x in (labels, sure & valid))
 
-        logits, hidden = see(self.segmenter, torch.cat([both, pasted_next(unlabeled.weak, where)]))
+        hidden, logits = self.segmenter.hidden_and_logits(torch.cat([both, pasted_next(unlabeled.weak, where)]))
         projected = self.projection(hidden)[: len(both)]
         logits_l, _, logits_m = logits.split([*parts, parts[1]])
         drop = max(self.own.contrast_drop[0] * (1 - since.step / since.total_steps), self.own.contrast_drop[1])
         target = torch.cat([at_grid(labeled.mask, logits_l, IGNORE), sure_labels(scores, valid, drop)])
-        hidden = hidden[: len(both)].detach()
+        pixels = self.gathered(hidden[: len(both)].detach(), projected.detach(), target, parts[0])
         terms = {
             "labeled": self.labeled_weight * self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.unlabeled_weight(progress)
             * reliable_cross_entropy(logits_m, labels_m, sure_m, torch.ones_like(valid)),
-            "contrast": self.contrast_weight * self.contrast(hidden, projected, target, parts[0], progress.step),
+            "contrast": self.contrast_weight * self.contrast(projected, pixels, progress.step),
         }
-        self.remember(hidden, projected.detach(), target, parts[0], progress.step)
-        return self.output(terms, labeled, labels, sure, valid, bank_fill=self._fill.mean())
+        self.remember(pixels, progress.step)
+        return self.output(terms, labeled, labels, sure, valid, bank_fill=self.bank_fill.mean())
 
-    def contrast(
-        self,
-        hidden: Float[Tensor, "b c h w"],
-        projected: Float[Tensor, "b d h w"],
-        target: Int[Tensor, "b h w"],
-        labeled: int,
-        step: int,
-    ) -> Term:
+    def contrast(self, projected: Float[Tensor, "b d h w"], pixels: Pixels, step: int) -> Term:
         """Compare projections of the least dense pixels with those of the densest; nothing until the bank is full.
 
         Args:
-            hidden: what the classifier reads, without gradient.
-            projected: with gradient.
-            target: class ids and IGNORE.
-            labeled: labelled images, which come first.
+            projected: by this process, with gradient.
+            pixels: of all processes.
             step: number of the update.
         """
-        own, channels = self.own, hidden.shape[1]
-        rows, members, order = self._gathered(hidden, projected.detach(), target, labeled, step, _CONTRAST)
+        own, rows, members, channels = self.own, pixels.rows, pixels.members, pixels.channels
+        order = uniform((len(rows),), step, _CONTRAST, rows.device).argsort()
         features, projections = rows.split([channels, projected.shape[1]], 1)
         chosen, present = first_members(members, order, own.sampled)  # (k, s)
         stored = self.bank.rows.to(rows.dtype).unflatten(0, (len(members), own.bank_size))  # (k, m, c + d + 1)
@@ -113,7 +120,7 @@ class DGCL(ContrastTeacher):
             least = found.masked_fill(~present, torch.inf).topk(min(own.anchors, found.shape[1]), largest=False).indices
             most = found.masked_fill(~present, -torch.inf).topk(min(own.dense, found.shape[1])).indices
             compared = present.gather(1, least)
-            anchor = shared_rows(projected.permute(0, 2, 3, 1), chosen.gather(1, least), labeled)  # (k, a, d)
+            anchor = shared_rows(projected.permute(0, 2, 3, 1), chosen.gather(1, least), pixels.labeled)  # (k, a, d)
 
             counted = present.gather(1, most)[..., None]
             batch = projections[chosen.gather(1, most)] * counted  # (k, p, d)
@@ -126,22 +133,16 @@ class DGCL(ContrastTeacher):
         first = torch.arange(len(members), device=losses.device) == 0
         classes = members.any(1) & (~first | own.contrast_first)
         total = losses.where(classes, 0).sum() / classes.sum().clamp(min=1)
-        total = total.where((self._fill == 1).all(), 0)
+        total = total.where((self.bank_fill == 1).all(), 0)
         return Term(total, torch.ones_like(total.detach()))
 
     @torch.no_grad()
-    def remember(
-        self,
-        hidden: Float[Tensor, "b c h w"],
-        projected: Float[Tensor, "b d h w"],
-        target: Int[Tensor, "b h w"],
-        labeled: int,
-        step: int,
-    ) -> None:
+    def remember(self, pixels: Pixels, step: int) -> None:
         """Put some pixels of each class into its bank, with their density among those there; arguments as above."""
-        rows, members, order = self._gathered(hidden, projected, target, labeled, step, _BANK)
+        rows, members = pixels.rows, pixels.members
+        order = uniform((len(rows),), step, _BANK, rows.device).argsort()
         chosen, present = first_members(members, order, self.own.bank_new)  # (k, s)
-        channels, count = hidden.shape[1], self.bank.count
+        channels, count = pixels.channels, self.bank.count
         found = []
         for index, bank in enumerate(self.bank.rows.unflatten(0, (len(members), self.own.bank_size))):
             new = rows[chosen[index]]
@@ -153,23 +154,26 @@ class DGCL(ContrastTeacher):
         of_class = torch.eye(len(members), dtype=torch.bool, device=rows.device)[..., None] & present
         self.bank.push(torch.cat(found), of_class.flatten(1))
 
-    def _gathered(
-        self, hidden: Tensor, projected: Tensor, target: Tensor, labeled: int, step: int, purpose: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels of all processes: (n, c + d), of which class they are (k, n), and an order that is drawn (n)."""
+    def gathered(
+        self,
+        hidden: Float[Tensor, "b c h w"],
+        projected: Float[Tensor, "b d h w"],
+        target: Int[Tensor, "b h w"],
+        labeled: int,
+    ) -> Pixels:
+        """The pixels of all processes.
+
+        Args:
+            hidden: what the classifier reads, without gradient.
+            projected: the same.
+            target: class ids and IGNORE.
+            labeled: labelled images, which come first.
+        """
         both = torch.cat([hidden, projected], 1).permute(0, 2, 3, 1)
         rows = gather_images(both, labeled).flatten(0, 2)
         labels = gather_images(target, labeled).flatten()
         members = labels == torch.arange(self.segmenter.num_classes, device=rows.device)[:, None]
-        return rows, members, uniform((len(rows),), step, purpose, rows.device).argsort()
-
-    @property
-    def _fill(self) -> Tensor:
-        return self.bank.count / self.bank.capacity
-
-    def health(self) -> dict[str, Tensor]:
-        """How full the bank of each class is, too."""
-        return super().health() | {"bank_fill": self._fill}
+        return Pixels(rows, members, hidden.shape[1], labeled)
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """As published, the loss of unlabelled images is multiplied by all pixels, padding too."""

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allspark.errors import ConfigError
 from allspark.kernels.logits import Logits
 from allspark.models.segmenter import Segmenter
-from allspark.runtime.host_memory import host_memory
+from allspark.runtime.host_memory import require_host_memory
 
 
 class History(nn.Module):
@@ -35,7 +34,9 @@ class History(nn.Module):
 
     def __init__(self, network: Segmenter, length: int) -> None:
         super().__init__()
-        self._require_memory(network, length)
+        needed = (1 + length) * sum(x.nbytes for x in (*network.parameters(), *network.buffers()))
+        what = f"method.history: {length} earlier students and the network need"
+        require_host_memory(needed, what, "set a smaller method.history or model.encoder")
         copies = (copy.deepcopy(network).requires_grad_(False).eval() for _ in range(length))
         self.networks = nn.ModuleList(copies)
         self.register_buffer("kept", torch.zeros((), dtype=torch.int64))
@@ -96,13 +97,3 @@ class History(nn.Module):
 
     def _count(self) -> None:
         self._kept = int(self.kept)
-
-    @staticmethod
-    def _require_memory(network: Segmenter, length: int) -> None:
-        needed = (1 + length) * sum(x.nbytes for x in (*network.parameters(), *network.buffers()))
-        available = host_memory()
-        if available is not None and needed > available:
-            raise ConfigError(
-                f"method.history: {length} earlier students and the network need {needed / 1e9:.1f} GB, and this "
-                f"machine has {available / 1e9:.1f}: set a smaller method.history or model.encoder"
-            )

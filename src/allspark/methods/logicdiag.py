@@ -72,9 +72,7 @@ class LogicDiag(MeanTeacher):
         labels, sure, valid, strong = (pasted(x, where) for x in (labels, sure, valid, unlabeled.strong[0]))
 
         count = len(labeled.image)
-        features = self.segmenter.encode(torch.cat([labeled.image, strong]))
-        hidden = self.segmenter.hidden(features)
-        logits = self.segmenter.classify(hidden, features)
+        hidden, logits = self.segmenter.hidden_and_logits(torch.cat([labeled.image, strong]))
         logits_l, logits_u = logits.split([count, len(strong)])
         parents_l = replace(logits_l, coarse=self.parents(hidden[:count]))
         terms = {
@@ -88,9 +86,7 @@ class LogicDiag(MeanTeacher):
     def _teacher_scores(self, image: Float[Tensor, "u 3 H W"]) -> tuple[Logits, Logits]:
         """What the teacher says of classes and of parents."""
         network = self.teacher.network
-        features = network.encode(image)
-        hidden = network.hidden(features)
-        scores = network.classify(hidden, features)
+        hidden, scores = network.hidden_and_logits(image)
         parents = replace(scores, coarse=self.parents_teacher.network(hidden))
         torch.clear_autocast_cache()  # see methods.base.eval_logits
         return scores, parents

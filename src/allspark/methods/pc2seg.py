@@ -13,7 +13,7 @@ from allspark.batch import IGNORE, Progress, StepOutput, Term, TrainBatch, Views
 from allspark.config import methods as config
 from allspark.kernels.logits import Logits
 from allspark.methods.base import Method, class_pixels
-from allspark.methods.contrast import at_grid, info_nce, places, see, uniform
+from allspark.methods.contrast import at_grid, info_nce, places, uniform
 from allspark.methods.losses import distance
 from allspark.methods.mixing import valid_pixels
 from allspark.models.projection import ProjectionHead
@@ -34,7 +34,7 @@ class PC2Seg(Method):
 
     def __init__(self, settings: config.PC2Seg, build: Callable[[], Segmenter]) -> None:
         super().__init__(settings, build)
-        self.views = Views(labeled=settings.labeled_views, strong=1)
+        self.views = Views(labeled=settings.labeled_views, strong=1, compared=True)
         self.own = settings
         self.projection = ProjectionHead(self.segmenter.hidden_channels, settings.projection_channels)
 
@@ -45,17 +45,18 @@ class PC2Seg(Method):
         assert unlabeled is not None
         assert unlabeled.strong is not None
         valid, parts = valid_pixels(unlabeled), [len(labeled.image), *2 * [len(unlabeled.weak)]]
-        logits, hidden = see(self.segmenter, torch.cat([labeled.image, unlabeled.weak, unlabeled.strong[0]]))
+        images = torch.cat([labeled.image, unlabeled.weak, unlabeled.strong[0]])
+        hidden, logits = self.segmenter.hidden_and_logits(images)
         logits_l, logits_w, logits_s = logits.split(parts)
         _, weak, strong = self.projection(hidden).split(parts)
         target = logits_w.full().detach()
         away = distance(logits_s, target.to(torch.promote_types(target.dtype, torch.float32)), "squared")
         contrast = self.contrast(strong, weak.detach(), logits_w, valid, progress.step)
-        images = valid.new_tensor(len(valid), dtype=torch.int64)
+        count = valid.new_tensor(len(valid), dtype=torch.int64)
         terms = {
             "labeled": self.labeled_loss(logits_l, labeled.mask),
             "unlabeled": self.own.consistency_weight * Term(away.where(valid, 0).sum(), valid.sum()),
-            "contrast": self.own.contrast_weight * Term(contrast.sum(), images),
+            "contrast": self.own.contrast_weight * Term(contrast.sum(), count),
         }
         pseudo = logits_w.labels().where(valid, IGNORE)
         return StepOutput(terms, {}, class_pixels(self.segmenter.num_classes, labeled=labeled.mask, pseudo=pseudo))

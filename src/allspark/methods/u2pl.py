@@ -19,7 +19,6 @@ from allspark.methods.contrast import (
     gather_images,
     info_nce,
     places,
-    see,
     shared_rows,
     uniform,
 )
@@ -61,11 +60,11 @@ class U2PL(ContrastTeacher):
         super().after_step(progress)
         self.teacher_projection.follow(self.projection, progress)
 
-    def teach(self, image: Float[Tensor, "b 3 H W"]) -> tuple[Logits, Float[Tensor, "b d h w"]]:
-        """What the teacher says in training mode, and its projection."""
-        logits, hidden = super().teach(image)
+    def teach(self, image: Float[Tensor, "b 3 H W"]) -> tuple[Float[Tensor, "b d h w"], Logits]:
+        """The projection of what the teacher's classifier reads in training mode, and what it makes of that."""
+        hidden, logits = super().teach(image)
         with self.teacher_projection.training_pass() as projection:
-            return logits, projection(hidden)
+            return projection(hidden), logits
 
     def learn(self, batch: TrainBatch, progress: Progress) -> StepOutput:
         """One step: label and mix unlabelled images, let student and teacher see the same, contrast their pixels."""
@@ -78,9 +77,9 @@ class U2PL(ContrastTeacher):
         image = torch.cat([labeled.image, pasted_next(unlabeled.weak, where)])
         parts = [len(labeled.image), len(labels)]
 
-        logits, hidden = see(self.segmenter, image)
+        hidden, logits = self.segmenter.hidden_and_logits(image)
         projected = self.projection(hidden)
-        scores, taught = self.teach(image)
+        taught, scores = self.teach(image)
         logits_l, logits_u = logits.split(parts)
         scores_u = scores.split(parts)[1]
         _, sure = self.filter(scores_u, valid, progress)
@@ -94,7 +93,7 @@ class U2PL(ContrastTeacher):
             "unlabeled": self.unlabeled_weight(progress) * reliable_cross_entropy(logits_u, labels, sure, valid),
             "contrast": self.contrast_weight * self.contrast(projected, taught, roles, parts[0], progress.step),
         }
-        return self.output(terms, labeled, labels, sure, valid, bank_fill=self._fill.mean())
+        return self.output(terms, labeled, labels, sure, valid, bank_fill=self.bank_fill.mean())
 
     def contrast(
         self,
@@ -131,14 +130,6 @@ class U2PL(ContrastTeacher):
             losses = info_nce(anchor, means[:, None, None], negatives, own.temperature).mean((1, 2))
         total = losses.where(counted, 0).sum() / compared.sum().clamp(min=1)
         return Term(total, torch.ones_like(total.detach()))
-
-    @property
-    def _fill(self) -> Tensor:
-        return self.bank.count / self.bank.capacity
-
-    def health(self) -> dict[str, Tensor]:
-        """How full the bank of each class is, too."""
-        return super().health() | {"bank_fill": self._fill}
 
     def counts(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Padding is mixed as the images are."""

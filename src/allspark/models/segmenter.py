@@ -138,6 +138,12 @@ class Segmenter(nn.Module):
         """Logits of what ``hidden`` gave; ``features`` tell the size. Both together are ``decode``."""
         return self._logits(self.decoder.classify(hidden), features)
 
+    def hidden_and_logits(self, image: Float[Tensor, "b 3 H W"]) -> tuple[Float[Tensor, "b c h w"], Logits]:
+        """What the classifier reads of images, without a bottleneck's guide, and what it makes of that."""
+        features = self.apply_bottleneck(self.encode(image))
+        hidden = self.hidden(features)
+        return hidden, self.classify(hidden, features)
+
     def _logits(self, coarse: Tensor, features: Features) -> Logits:
         """With what the auxiliary head would read, in training: it computes nothing before a loss asks it."""
         beside = None

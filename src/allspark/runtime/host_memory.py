@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from allspark.errors import ConfigError
+
 # mallopt's parameters (malloc.h)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MMAP_THRESHOLDS = (2**31 - 1, 2**25)  # the wanted one, and the most that older versions take [bytes]
@@ -59,6 +61,22 @@ def host_memory() -> int | None:
         with suppress(ValueError, OSError):  # not Linux, or "max"
             limits.append(int(path.read_text()))
     return min(limits, default=None)
+
+
+def require_host_memory(needed: int, what: str, fix: str) -> None:
+    """Refuse what this machine cannot hold.
+
+    Args:
+        needed: how much it needs [bytes].
+        what: it, and ``needs``.
+        fix: what to do.
+
+    Raises:
+        ConfigError: it has not so much.
+    """
+    available = host_memory()
+    if available is not None and needed > available:
+        raise ConfigError(f"{what} {needed / 1e9:.1f} GB, and this machine has {available / 1e9:.1f}; {fix}")
 
 
 def _has_glibc() -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from allspark.figures.comparison import COLOURS, save_figure
-from allspark.study.table import Row
+from allspark.study.table import Row, comparable
 
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -48,11 +48,7 @@ def draw_cost(rows: Sequence[Row], path: Path, title: str) -> None:
         path: PNG to write.
         title: of the figure.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.last:
-            groups.setdefault((row.family, row.partition), []).append(row)
-    panels = {name: some for name, some in groups.items() if len(some) > 1}
+    panels = comparable(rows)
     if not panels:
         return
     figure = Figure(figsize=(9, 5.2 * len(panels)), layout="constrained", dpi=110)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from allspark.engine.result import read_result
 from allspark.study.plan import Planned, Published
-from allspark.study.table import spread
+from allspark.study.table import spread, table_line
 
 _NOTHING, _NOT_RUN = "-", "not run"
 
@@ -45,7 +45,7 @@ def beside(
             numbers = (paper.get(method, {}).get(partition), own.get(partition))
             said = [_NOTHING if number is None else str(number) for number in numbers]
             cells.append(" / ".join((*said, _here(runs, method, partition))))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (method, *cells)) + " |")
+        lines.append(table_line(method, *cells))
     if published:
         lines += ["", "Published elsewhere:", ""]
         lines += [f"- {method}: {published[method].source}" for method in methods if method in published]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from allspark.engine.sinks import read_log
-from allspark.study.table import Row, spread
+from allspark.study.table import Row, comparable, spread, table_line
 
 # Student's t, 97.5 %, by degrees of freedom; beyond them the normal distribution's.
 _T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -52,7 +52,7 @@ class Difference:
 def ranking(rows: Sequence[Row]) -> list[str]:
     """Lines of Markdown: a table for each partition that two methods share, best first, by the last checkpoint."""
     lines: list[str] = []
-    for some in _partitions(rows):
+    for some in comparable(rows).values():
         ordered = sorted(some, key=lambda row: statistics.fmean(row.last), reverse=True)
         scores = {row.method: _by_seed(row) for row in ordered}
         best = ordered[0].method
@@ -65,7 +65,7 @@ def ranking(rows: Sequence[Row]) -> list[str]:
             "mIoU of the last checkpoint in percent; differences seed by seed, with their 95 % interval (Student's t; "
             "none with one seed).",
             "",
-            _cells("", "method", "last", f"against {base}", f"against {best}"),
+            table_line("", "method", "last", f"against {base}", f"against {best}"),
             "|---" * 5 + "|",
         ]
         alike = []
@@ -76,7 +76,7 @@ def ranking(rows: Sequence[Row]) -> list[str]:
                 cells.append("-" if one is None else str(one))
                 if other == best and one is not None and not one.told_apart:
                     alike.append(row.method)
-            lines.append(_cells(*cells))
+            lines.append(table_line(*cells))
         told = f"cannot be told apart from {best}: {', '.join(alike)}" if alike else "all others are below it"
         lines += ["", f"By these seeds, {told}."]
         lines += _at_equal_time(ordered)
@@ -103,7 +103,7 @@ def _at_equal_time(rows: Sequence[Row]) -> list[str]:
     ]
     for row, then in reached:
         rate = 3600 * row.mean_of("steps") / row.mean_of("train_seconds")
-        lines.append(_cells(row.method, spread(then), f"{rate:.0f}"))
+        lines.append(table_line(row.method, spread(then), f"{rate:.0f}"))
     return lines
 
 
@@ -117,19 +117,6 @@ def score_at(run: Path, seconds: float) -> float | None:
         if "miou" in row:
             score = 100 * row["miou"]
     return score
-
-
-def _cells(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _partitions(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that may be compared, two at least."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.last:
-            groups.setdefault((row.family, row.partition), []).append(row)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _by_seed(row: Row) -> dict[int, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,21 @@ def _line(row: Row) -> str:
         f"{max(result['peak_memory'] for result in row.results) / 1e9:.2f} GB",
         *(spread(values) if (values := row.pseudo(key)) else "-" for key in _PSEUDO),
     ]
+    return table_line(*cells)
+
+
+def table_line(*cells: str) -> str:
+    """A line of a table in Markdown."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def comparable(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows with scores by family and partition, where there are two at least."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.last:
+            groups[row.family, row.partition].append(row)
+    return {place: some for place, some in groups.items() if len(some) > 1}
 
 
 def _apart(row: Row) -> str:

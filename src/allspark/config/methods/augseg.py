@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -11,8 +11,6 @@ from allspark.config.methods.base import JointTeacher
 
 class AugSeg(JointTeacher):
     """A teacher's labels supervise views out of a random list of colours, with labelled content where it is unsure."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["augseg"] = Field("augseg", description="the training method")
     labeled_weight: float = Field(1.0, ge=0, description="weight of the loss of labelled images")

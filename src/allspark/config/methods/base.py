@@ -16,13 +16,10 @@ class MethodConfig(Section):
         joint: its training pass holds labelled and unlabelled images, labelled ones first, with a guide: it can use
             ``model.bottleneck=allspark``.
         bottleneck: ``model.bottleneck`` where that is null.
-        partners: what unlabelled images of a micro-batch are to each other: ``mixed`` (one alone stays as it is), or
-            ``compared`` (there must be two).
     """
 
     joint: ClassVar[bool] = False
     bottleneck: ClassVar[str] = "none"
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "none"
 
     name: str = Field(description="the training method")
     labeled_loss: Literal["cross-entropy", "ohem"] = Field(

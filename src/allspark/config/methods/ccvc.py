@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import MethodConfig
 
 class CCVC(MethodConfig):
     """Two networks whose features are pushed apart, each trained on the other's labels."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["ccvc"] = Field("ccvc", description="the training method")
     labeled_weight: float = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import ContrastTeacher
 
 class DGCL(ContrastTeacher):
     """Pixels in sparse regions of their class's features are pulled to its dense ones."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["dgcl"] = Field("dgcl", description="the training method")
     unlabeled_weight: float = Field(0.5, ge=0, description="weight of the loss of unlabelled images")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import JointTeacher
 
 class FixMatch(JointTeacher):
     """A teacher's confident labels of weak views supervise a strong view with CutMix."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["fixmatch"] = Field("fixmatch", description="the training method")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import MethodConfig
 
 class GTASeg(MethodConfig):
     """Pseudo-labels train an assistant alone, whose features reach the network as a moving average."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["gta-seg"] = Field("gta-seg", description="the training method")
     unlabeled_weight: float = Field(1.0, ge=0, description="weight of the assistant's loss, that of unlabelled images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -24,8 +24,6 @@ def _read(value: Any) -> Any:
 
 class LogicDiag(MeanTeacher):
     """A teacher's labels of a strong view, revised where they contradict what it says of the classes' parents."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["logicdiag"] = Field("logicdiag", description="the training method")
     hierarchy: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_read)] = Field(

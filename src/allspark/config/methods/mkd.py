@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -11,8 +11,6 @@ from allspark.config.methods.base import MethodConfig
 
 class MKD(MethodConfig):
     """Two networks, each trained on the hard predictions of the other and of the other's teacher, made harder."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["mkd"] = Field("mkd", description="the training method")
     cutmix: bool = Field(True, description="paste boxes of the next image into strong views; false: leave them whole")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import MethodConfig
 
 class PC2Seg(MethodConfig):
     """Two views of an image have equal probabilities, and pixels that are like each other and unlike other images'."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "compared"
 
     name: Literal["pc2seg"] = Field("pc2seg", description="the training method (a reconstruction)")
     labeled_views: Literal["weak", "strong"] = Field(

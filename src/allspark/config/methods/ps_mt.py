@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import MethodConfig
 
 class PSMT(MethodConfig):
     """Two teachers that follow the network in turn label strong views, whose features have adversarial noise."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["ps-mt"] = Field("ps-mt", description="the training method")
     labeled_views: Literal["weak", "strong"] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import MeanTeacher
 
 class SemiCVT(MeanTeacher):
     """Two branches, an encoder and a thin transformer, that exchange and learn from the mean of their teachers."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["semicvt"] = Field("semicvt", description="the training method")
     labeled_weight: float = Field(1.0, ge=0, description="weight of the loss of labelled images")

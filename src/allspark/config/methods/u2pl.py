@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -18,8 +18,6 @@ def _ranks(value: tuple[int, int]) -> tuple[int, int]:
 
 class U2PL(ContrastTeacher):
     """Sure pixels have hard labels; unsure ones are negatives of the classes that they probably are not."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["u2pl"] = Field("u2pl", description="the training method")
     cutmix: Probability = Field(0.5, description="how often an image has a box of the next one, half of the crop large")

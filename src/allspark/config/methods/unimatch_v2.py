@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from allspark.config.methods.base import JointTeacher
 
 class UniMatchV2(JointTeacher):
     """A teacher's confident labels supervise two strong views, whose features lose complementary channels."""
-
-    partners: ClassVar[Literal["none", "mixed", "compared"]] = "mixed"
 
     name: Literal["unimatch-v2"] = Field("unimatch-v2", description="the training method")
     cutmix: Probability = Field(0.5, description="probability that a box of another image is pasted, for each view")
