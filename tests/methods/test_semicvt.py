@@ -60,7 +60,8 @@ def test_branches_have_maps_of_one_shape_and_the_network_is_their_mean(size):
     features = network.encode(image)
     assert len(features.maps) == 7
     assert [x.shape for x in features.maps[1:4]] == [x.shape for x in features.maps[4:]]
-    (_, one), (_, other) = network.branches(features)
+    (read, one), (_, other) = network.branches(features)
+    torch.testing.assert_close(network.hidden(features), read)
     assert not torch.equal(one.coarse, other.coarse)
     torch.testing.assert_close(network(image), (one.full() + other.full()) / 2)
 

@@ -70,19 +70,20 @@ class TwoBranchSegmenter(Segmenter):
     def decode(self, features: Features) -> Logits:
         """The mean of both heads' logits."""
         one, other = (head(maps) for head, maps in self._heads(features))
-        return self._sized((one + other) / 2, features)
+        return self._logits((one + other) / 2, features)
+
+    def hidden(self, features: Features) -> Float[Tensor, "b c h w"]:
+        """What the encoder's classifier reads."""
+        return self.decoder.hidden(self._heads(features)[0][1])
 
     def branches(self, features: Features) -> list[tuple[Float[Tensor, "b c h w"], Logits]]:
         """What the classifier of each head reads, and its logits: the encoder's, then the branch's."""
         hidden = [(head, head.hidden(maps)) for head, maps in self._heads(features)]
-        return [(x, self._sized(head.classify(x), features)) for head, x in hidden]
+        return [(x, self._logits(head.classify(x), features)) for head, x in hidden]
 
     def _heads(self, features: Features) -> list[tuple[Decoder, Sequence[Tensor]]]:
         local, wide = features.maps[:-_EXCHANGES], features.maps[-_EXCHANGES:]
         return [(self.decoder, local), (self.second, (*local[:-_EXCHANGES], *wide))]
-
-    def _sized(self, coarse: Tensor, features: Features) -> Logits:
-        return Logits(coarse, features.padded, features.size, self.decoder.corners_aligned)
 
 
 class TransformerBranch(nn.Module):
